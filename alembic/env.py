@@ -1,0 +1,53 @@
+"""Runs the migrations on the database that the settings name."""
+
+from __future__ import annotations
+
+import re
+from logging.config import fileConfig
+
+from alembic import context
+from sqlalchemy import create_engine, pool
+
+from heartbeat_app.config import load_settings
+from heartbeat_app.storage.engine import database_url
+from heartbeat_app.storage.tables import metadata
+
+if context.config.config_file_name is not None:
+    fileConfig(context.config.config_file_name, disable_existing_loggers=False)
+
+
+def include_name(name: str | None, kind: str, parents: object) -> bool:
+    """Leave out the partitions of days, which are made at run time: no drift."""
+    return not (
+        kind == "table" and name and re.fullmatch(r"heartbeats_\d{4}_\d\d_\d\d", name)
+    )
+
+
+def run_migrations_offline() -> None:
+    """Print the SQL instead of running it."""
+    context.configure(
+        url=database_url(load_settings()), target_metadata=metadata, literal_binds=True
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_migrations_online() -> None:
+    """Run the migrations, all in one transaction."""
+    engine = create_engine(database_url(load_settings()), poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        context.configure(
+            connection=connection,
+            target_metadata=metadata,
+            include_name=include_name,
+            compare_server_default=True,
+        )
+        with context.begin_transaction():
+            context.run_migrations()
+    engine.dispose()
+
+
+if context.is_offline_mode():
+    run_migrations_offline()
+else:
+    run_migrations_online()

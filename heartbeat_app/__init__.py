@@ -1,0 +1,1 @@
+"""Real-time heartbeat monitoring: every beat from Kafka into PostgreSQL, once."""

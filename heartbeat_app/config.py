@@ -1,0 +1,238 @@
+"""The settings: read once from the environment and `.env`, checked, then frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+from heartbeat_app.exceptions import ConfigurationError
+
+SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+
+class _Invalid(ValueError):
+    """What is allowed, in words that follow 'allowed is'."""
+
+
+def _text(value: str) -> str:
+    if not value:
+        raise _Invalid("a text that is not empty")
+    return value
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(value: str) -> int:
+        allowed = f"a whole number from {low:,} to {high:,}"
+        try:
+            number = int(value)
+        except ValueError:
+            raise _Invalid(allowed) from None
+        if not low <= number <= high:
+            raise _Invalid(allowed)
+        return number
+
+    return parse
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(value: str) -> float:
+        allowed = f"a number of seconds from {low:g} to {high:g}"
+        try:
+            number = float(value)
+        except ValueError:
+            raise _Invalid(allowed) from None
+        if not low <= number <= high:  # also refuses NaN
+            raise _Invalid(allowed)
+        return number
+
+    return parse
+
+
+def _one_of(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise _Invalid("one of " + ", ".join(allowed))
+        return value
+
+    return parse
+
+
+def _topic(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
+        raise _Invalid("1 to 249 letters, digits, '.', '_' and '-'")
+    return value
+
+
+def _servers(value: str) -> str:
+    for server in value.split(","):
+        host, _, port = server.strip().rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise _Invalid("host:port, several separated by commas")
+    return ",".join(server.strip() for server in value.split(","))
+
+
+def _file(value: str) -> str:
+    if not Path(value).is_file():
+        raise _Invalid("the path of a readable file")
+    return value
+
+
+def _setting(
+    parse: Callable[[str], Any],
+    help: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    secret: bool = False,
+) -> Any:
+    metadata = {"parse": parse, "help": help, "secret": secret}
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata, repr=not secret)
+    return field(default=default, metadata=metadata, repr=not secret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """All settings; each field is the environment variable of the same name."""
+
+    postgresql_host: str = _setting(_text, "Host of the database.", default="127.0.0.1")
+    postgresql_port: int = _setting(
+        _whole(1, 65535), "Port of the database.", default=5434
+    )
+    postgresql_username: str = _setting(_text, "Role that owns or writes the tables.")
+    postgresql_password: str = _setting(_text, "That role's password.", secret=True)
+    postgresql_database: str = _setting(_text, "Name of the database.")
+    postgresql_sslmode: str = _setting(
+        _one_of(*SSL_MODES), "libpq's `sslmode`.", default="prefer"
+    )
+    postgresql_reader_password: str | None = _setting(
+        _text,
+        "Password for the SELECT-only role `heartbeat_reader` that the migration "
+        "makes for Grafana; unset: no such role is made.",
+        default=None,
+        secret=True,
+    )
+    kafka_bootstrap_servers: str = _setting(
+        _servers, "Brokers to ask first, `host:port,…`.", default="127.0.0.1:9092"
+    )
+    kafka_security_protocol: str = _setting(
+        _one_of(*SECURITY_PROTOCOLS),
+        "How to talk to the brokers.",
+        default="PLAINTEXT",
+    )
+    kafka_sasl_mechanism: str = _setting(
+        _one_of(*SASL_MECHANISMS),
+        "How to log in, with a SASL protocol.",
+        default="SCRAM-SHA-512",
+    )
+    kafka_sasl_username: str | None = _setting(
+        _text, "User, with a SASL protocol.", default=None
+    )
+    kafka_sasl_password: str | None = _setting(
+        _text, "Password, with a SASL protocol.", default=None, secret=True
+    )
+    kafka_ssl_cafile: str | None = _setting(
+        _file,
+        "CA certificates (PEM) to trust, with a TLS protocol; unset: the system's.",
+        default=None,
+    )
+    kafka_ssl_certfile: str | None = _setting(
+        _file, "Client certificate (PEM), where the brokers ask for one.", default=None
+    )
+    kafka_ssl_keyfile: str | None = _setting(
+        _file, "The client certificate's key (PEM).", default=None
+    )
+    kafka_group_id: str = _setting(
+        _text, "Consumer group; also the Faust app's id.", default="heartbeat_app"
+    )
+    heartbeats_topic: str = _setting(
+        _topic, "Topic that the beats come from.", default="heartbeats"
+    )
+    heartbeats_partitions: int = _setting(
+        _whole(1, 10_000),
+        "Partitions of the topic, if this application is the one that makes it.",
+        default=4,
+    )
+    synthetic_customers: int = _setting(
+        _whole(0, 1_000_000),
+        "Customers to invent; 0: a worker pointed at real data invents nobody.",
+        default=0,
+    )
+    synthetic_interval_seconds: float = _setting(
+        _seconds(0.01, 86_400),
+        "Seconds between an invented customer's beats.",
+        default=1.0,
+    )
+    synthetic_seed: int | None = _setting(
+        _whole(0, 2**63 - 1),
+        "Seed of the invented rates; unset: other ones in every run.",
+        default=None,
+    )
+    max_future_seconds: float = _setting(
+        _seconds(0, 86_400 * 366),
+        "A beat further in the future than this is refused.",
+        default=300.0,
+    )
+    retention_days: int | None = _setting(
+        _whole(1, 36_500),
+        "A beat older than this is refused; unset: kept for ever.",
+        default=None,
+    )
+    web_bind: str = _setting(
+        _text, "Address that the worker's pages listen on.", default="127.0.0.1"
+    )
+    web_port: int = _setting(
+        _whole(1, 65535), "Port of the worker's pages.", default=6066
+    )
+
+
+def variables() -> dict[str, dataclasses.Field[Any]]:
+    """Every setting's field by the name of its environment variable."""
+    return {f.name.upper(): f for f in dataclasses.fields(Settings)}
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None, env_file: Path | None = None
+) -> Settings:
+    """Read the settings; real variables win over the file's.
+
+    Arguments:
+        environ: Variables to read, the process's own unless given.
+        env_file: `.env` in the working folder unless given; need not exist.
+
+    Raises:
+        ConfigurationError: A variable is missing or wrong; names every such one.
+    """
+    found: dict[str, str | None] = dict(dotenv_values(env_file or Path(".env")))
+    found.update(os.environ if environ is None else environ)
+    values: dict[str, Any] = {}
+    wrong: list[str] = []
+    for name, setting in variables().items():
+        value = (found.get(name) or "").strip()
+        if not value:
+            if setting.default is dataclasses.MISSING:
+                wrong.append(f"{name} is not set; set it in the environment or in .env")
+            continue
+        try:
+            values[setting.name] = setting.metadata["parse"](value)
+        except _Invalid as allowed:
+            was = "(hidden)" if setting.metadata["secret"] else repr(value)
+            wrong.append(f"{name} is {was}; allowed is {allowed}")
+    if values.get("kafka_security_protocol", "").startswith("SASL"):
+        for name in ("KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"):
+            if name.lower() not in values:
+                protocol = values["kafka_security_protocol"]
+                wrong.append(
+                    f"{name} is not set; KAFKA_SECURITY_PROTOCOL={protocol} needs it"
+                )
+    if wrong:
+        raise ConfigurationError("Wrong settings:\n  " + "\n  ".join(wrong))
+    return Settings(**values)

@@ -1,0 +1,71 @@
+"""Every error of this application, in one tree.
+
+A message says what happened, where, and what to do about it; it never holds a
+password or a record's contents.
+"""
+
+from __future__ import annotations
+
+import click
+
+
+class HeartbeatError(Exception):
+    """The root: whatever this application raises on purpose."""
+
+
+class ConfigurationError(HeartbeatError, click.ClickException):
+    """A setting is missing or wrong; named with what it was and what is allowed.
+
+    It is a `click.ClickException` too, so that every command line ends with the
+    message and exit status 1 instead of a traceback.
+    """
+
+    def __init__(self, message: str) -> None:
+        click.ClickException.__init__(self, message)
+
+
+class CommandError(HeartbeatError, click.ClickException):
+    """A command cannot go on; the message says why and what to do."""
+
+    def __init__(self, message: str) -> None:
+        click.ClickException.__init__(self, message)
+
+
+class LaneError(HeartbeatError):
+    """The batch lane met a state in which going on would lose or double records."""
+
+
+class LogTruncatedError(LaneError):
+    """The books are ahead of the log of the same topic: records are gone from Kafka.
+
+    Happens after an unclean leader election or a restored Kafka. Nothing is reset
+    without a person's command.
+    """
+
+
+class StorageError(HeartbeatError):
+    """PostgreSQL refused or could not do something."""
+
+
+class LedgerWentBackError(StorageError):
+    """The ledger lies behind the records in hand, as after a restored backup.
+
+    Nothing was written; the reader has to seek to `next_offset` again (None: the
+    ledger has no row for the partition any more).
+    """
+
+    def __init__(self, where: str, asked: int, next_offset: int | None) -> None:
+        self.next_offset = next_offset
+        super().__init__(
+            f"The ledger of {where} stands at {next_offset}, the records in hand "
+            f"begin at {asked}: the database went back (a restored backup?). "
+            f"Reading again from the ledger's offset."
+        )
+
+
+class BooksError(StorageError):
+    """A batch does not add up; its transaction was rolled back."""
+
+
+class EmbeddedServerError(HeartbeatError):
+    """A server of the one-machine set-up could not be installed, started or stopped."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: tables, one transaction per batch, ledger, days, dead letters, reads."""
