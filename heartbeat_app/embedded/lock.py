@@ -1,0 +1,64 @@
+"""A lock on a folder that the kernel gives back when its holder is killed."""
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from heartbeat_app.exceptions import EmbeddedServerError
+
+
+class FolderLock:
+    """Holds `folder` for this process alone.
+
+    The file names the holder for people; what counts is the kernel's lock on it,
+    so a lock file that a `kill -9` left behind keeps nobody out.
+    """
+
+    def __init__(self, folder: Path, *, name: str = "lock") -> None:
+        self._path = folder / name
+        self._fd: int | None = None
+        self.left_by: int | None = None
+        """The process that held the lock last and ended without giving it back."""
+
+    def acquire(self) -> None:
+        """Raises EmbeddedServerError, which names the holder, when it is held."""
+        if self._fd is not None:
+            return
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise EmbeddedServerError(
+                f"{self._path.parent} is in use by process {holder}.\n"
+                f"Stop that one first (Ctrl-C in its terminal, or `kill {holder}`)."
+            ) from None
+        except BaseException:
+            os.close(fd)
+            raise
+        last = os.read(fd, 32).decode(errors="replace").strip()
+        self.left_by = int(last) if last.isdigit() else None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd is None:
+            return
+        os.ftruncate(self._fd, 0)
+        os.close(self._fd)
+        self._fd = None
+
+    def __enter__(self) -> "FolderLock":
+        self.acquire()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()

@@ -1,0 +1,472 @@
+"""What Kafka and PostgreSQL have in common as programs: start, watch, end."""
+
+import ctypes
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+from heartbeat_app.embedded.lock import FolderLock
+from heartbeat_app.embedded.ports import require_free_port
+from heartbeat_app.exceptions import EmbeddedServerError
+
+Progress = Callable[[str], None]
+"""Told what is going on, in words for a person, at least every second."""
+
+READY_LIMIT_SECONDS = 90.0
+"""A cold disk and a crash recovery take tens of seconds; more is a fault."""
+
+STOP_LIMIT_SECONDS = 8.0
+"""Both servers stop in about a second; Ctrl-C of the demo has 10 s in all."""
+
+LOG_KEEP_BYTES = 16 * 1024 * 1024
+"""A log that grew beyond this is set aside at the next start."""
+
+_POLL_SECONDS = 0.05
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class SystemUser:
+    """The account a server runs as, where it must not run as ours."""
+
+    name: str
+    uid: int
+    gid: int
+
+
+class EmbeddedServer(ABC):
+    """A server on this machine, with its data in a folder of its own.
+
+    `start` returns when the server answers. It runs in a session of its own, so a
+    Ctrl-C in the terminal does not reach it. Start it from the main thread: then
+    the kernel ends it when this process dies, however it dies; a server that was
+    left behind all the same is found and ended at the next start.
+    """
+
+    name: ClassVar[str]
+    port_setting: ClassVar[str]
+    stop_signal: ClassVar[signal.Signals]
+
+    def __init__(
+        self, data_dir: Path, *, host: str, port: int, progress: Progress | None
+    ) -> None:
+        self.data_dir = data_dir.absolute()
+        self.host = host
+        self.port = port
+        self._progress: Progress = progress or (lambda text: None)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: FolderLock | None = None
+        self._log_start = 0
+
+    # What a server has to tell
+
+    @abstractmethod
+    def _prepare(self) -> None:
+        """Make the data and the configuration; must be idempotent."""
+
+    @abstractmethod
+    def _command(self) -> Sequence[str]:
+        """The program that becomes the server; its working folder is `home`."""
+
+    @abstractmethod
+    def _answers(self) -> bool:
+        """Does the server that we started do its work now?"""
+
+    def _environment(self) -> Mapping[str, str]:
+        return {}
+
+    def _run_as(self) -> SystemUser | None:
+        return None
+
+    @property
+    def home(self) -> Path:
+        """Where data, configuration and log really are."""
+        return self.data_dir
+
+    # What everyone may do
+
+    @property
+    def log_path(self) -> Path:
+        return self.home / "server.log"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process and self.is_running() else None
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start and wait until it answers; a running server is left alone."""
+        self.launch()
+        self.wait_until_ready()
+
+    def launch(self) -> None:
+        """Start without waiting, for those who have something to do meanwhile."""
+        if self.is_running():
+            return
+        try:
+            self._open_data_dir()
+            self._end_leftover()
+            require_free_port(
+                self.host, self.port, server=self.name, setting=self.port_setting
+            )
+            self._prepare()
+            self._progress(f"Starting {self.name}")
+            self._spawn()
+        except BaseException:
+            self.kill()
+            raise
+
+    def wait_until_ready(self) -> None:
+        """Raises EmbeddedServerError, and ends the server, when it does not answer."""
+        try:
+            for waited in self._ticks(READY_LIMIT_SECONDS):
+                if not self.is_running():
+                    assert self._process is not None
+                    raise self._failure(
+                        f"ended while starting (exit status {self._process.returncode})"
+                    )
+                if self._answers():
+                    return
+                if waited:
+                    self._progress(f"Waiting for {self.name} to answer ({waited} s)")
+            raise self._failure(f"did not answer within {READY_LIMIT_SECONDS:.0f} s")
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, *, limit_seconds: float = STOP_LIMIT_SECONDS) -> None:
+        """Ask it to end in order; after the limit end it without asking."""
+        process = self._process
+        if process is not None and process.poll() is None:
+            self.resume()  # a frozen program takes no signals
+            process.send_signal(self.stop_signal)
+            try:
+                process.wait(limit_seconds)
+            except subprocess.TimeoutExpired:
+                self._progress(f"{self.name} does not stop, ending it")
+        self.kill()
+
+    def kill(self) -> None:
+        """End the whole server at once (kill -9), as a power cut would."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                _kill_tree(self._process.pid)
+            self._process.wait()
+            self._process = None
+            self._pid_file.unlink(missing_ok=True)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def pause(self) -> None:
+        """Freeze the server, as a machine that hangs would."""
+        self._signal_tree(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal_tree(signal.SIGCONT)
+
+    def remove_data(self) -> None:
+        """Forget everything that the stopped server kept."""
+        if self.is_running():
+            raise EmbeddedServerError(f"{self.name} still runs, stop it first.")
+        if self.data_dir.exists():
+            self._open_data_dir()
+            try:
+                self._end_leftover()
+                self._remove_home()
+            finally:
+                self.kill()
+        shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    def _remove_home(self) -> None:
+        shutil.rmtree(self.home)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    # How it is done
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.data_dir / "server.pid"
+
+    def _open_data_dir(self) -> None:
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        owner = self.data_dir.stat().st_uid
+        if owner != os.geteuid():
+            raise EmbeddedServerError(
+                f"{self.data_dir} belongs to the user {_user_name(owner)}, and this is "
+                f"{_user_name(os.geteuid())}.\n"
+                f"Run it as {_user_name(owner)}, or remove the folder to start anew."
+            )
+        if self._lock is None:
+            lock = FolderLock(self.data_dir)
+            lock.acquire()
+            self._lock = lock
+
+    def _end_leftover(self) -> None:
+        """End what a killed run of ours left behind.
+
+        The folder's lock is ours by now, so whatever still runs on this data has
+        lost its parent.
+        """
+        pid = _read_own_process(self._pid_file)
+        if pid is not None:
+            self._progress(
+                f"Ending {self.name} (process {pid}), which a killed run left behind"
+            )
+            _end_tree(pid, self.stop_signal, STOP_LIMIT_SECONDS)
+        self._pid_file.unlink(missing_ok=True)
+
+    def _spawn(self) -> None:
+        _set_aside_when_big(self.log_path)
+        user = self._run_as()
+        identity: dict[str, Any] = (
+            {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
+        )
+        with self.log_path.open("ab") as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(
+                self._command(),
+                cwd=self.home,
+                env={
+                    "PATH": os.environ.get("PATH", os.defpath),
+                    "LC_ALL": "C.UTF-8",
+                    **self._environment(),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent(self.stop_signal),
+                **identity,
+            )
+        _write_own_process(self._pid_file, self._process.pid)
+
+    def _signal_tree(self, number: signal.Signals) -> None:
+        if self._process is None or not self.is_running():
+            raise EmbeddedServerError(f"{self.name} does not run.")
+        for process in _tree(self._process.pid):
+            process.send_signal(number)
+
+    def _ticks(self, limit: float) -> Iterator[int]:
+        """Yields often; the whole seconds waited once each, 0 in between."""
+        begin = time.monotonic()
+        told = 0
+        while (waited := time.monotonic() - begin) < limit:
+            yield int(waited) if int(waited) > told else 0
+            told = int(waited)
+            time.sleep(_POLL_SECONDS)
+
+    def _failure(self, what: str, *, way_on: str = "") -> EmbeddedServerError:
+        """What happened, where it is written down, what to do."""
+        lines = [f"{self.name} {what}.", f"Its log is {self.log_path}"]
+        if tail := self._log_tail():
+            lines[-1] += ", which ends with:"
+            lines += [f"    {line}" for line in tail]
+        lines.append(
+            way_on
+            or "Mend what the log names and start again; if the data is beyond repair, "
+            "start anew with --fresh."
+        )
+        return EmbeddedServerError("\n".join(lines))
+
+    def _log_tail(self, lines: int = 12) -> list[str]:
+        """The last lines that this start wrote."""
+        try:
+            with self.log_path.open("rb") as log:
+                log.seek(self._log_start)
+                text = log.read()[-16_384:].decode(errors="replace")
+        except OSError:
+            return []
+        return [line for line in text.splitlines() if line.strip()][-lines:]
+
+
+def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
+    """For Popen's `preexec_fn`: the kernel sends `number` when the parent dies.
+
+    Only Linux has it, and it counts the thread that started the program, not the
+    process: only the main thread lasts as long as the process does. Elsewhere the
+    clean-up at the next start has to do.
+    """
+    if (
+        sys.platform != "linux"
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        return None
+    prctl = ctypes.CDLL(None).prctl
+    parent = os.getpid()
+
+    def ask_kernel() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(number))
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return ask_kernel
+
+
+def run_to_end(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    what: str,
+    progress: Progress,
+    environment: Mapping[str, str] | None = None,
+    user: SystemUser | None = None,
+) -> None:
+    """Run a tool of the server; raises EmbeddedServerError with what it printed."""
+    identity: dict[str, Any] = (
+        {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
+    )
+    progress(what)
+    begin = time.monotonic()
+    with subprocess.Popen(
+        command,
+        cwd=cwd,
+        env={
+            "PATH": os.environ.get("PATH", os.defpath),
+            "LC_ALL": "C.UTF-8",
+            **(environment or {}),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        **identity,
+    ) as process:
+        try:
+            while True:
+                try:
+                    output, _ = process.communicate(timeout=1)
+                    break
+                except subprocess.TimeoutExpired:
+                    progress(f"{what} ({time.monotonic() - begin:.0f} s)")
+        except BaseException:
+            _kill_tree(process.pid)
+            raise
+    if process.returncode:
+        text = output.decode(errors="replace").strip()
+        raise EmbeddedServerError(
+            f"{what}: {Path(command[0]).name} failed with exit status "
+            f"{process.returncode}:\n{_indented(text)}"
+        )
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines()[-12:])
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"number {uid}"
+
+
+def _set_aside_when_big(log: Path) -> None:
+    if log.exists() and log.stat().st_size > LOG_KEEP_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+
+
+# A process number alone is no name: after a restart of the machine or in a
+# container another program soon has it. With the time of its birth it is.
+
+
+def _write_own_process(path: Path, pid: int) -> None:
+    import psutil
+
+    try:
+        born = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:  # it failed at once; waiting for it will tell why
+        return
+    path.write_text(f"{pid} {born}\n")
+
+
+def _read_own_process(path: Path) -> int | None:
+    """The process that the file names, if it is still that process."""
+    import psutil
+
+    try:
+        pid_text, born_text = path.read_text().split()
+        pid, born = int(pid_text), float(born_text)
+        process = psutil.Process(pid)
+        # The kernel's clock of births moves a little when the time is set.
+        same = abs(process.create_time() - born) < 2
+        return pid if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _tree(pid: int) -> list[Any]:
+    """The process and all below it, the top first."""
+    import psutil
+
+    try:
+        top = psutil.Process(pid)
+        return [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill_tree(pid: int) -> None:
+    """Kill and wait: the next start would trip over a child that still runs."""
+    import psutil
+
+    processes = _tree(pid)
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    _wait_for_end(processes, limit=5)
+
+
+def _end_tree(pid: int, number: signal.Signals, limit: float) -> None:
+    import psutil
+
+    processes = _tree(pid)
+    try:
+        for process in processes:
+            process.send_signal(signal.SIGCONT)
+        processes[0].send_signal(number)
+    except psutil.NoSuchProcess:
+        pass
+    _wait_for_end(processes, limit)
+    _kill_tree(pid)
+
+
+def _wait_for_end(processes: list[Any], limit: float) -> None:
+    """A process that only waits to be reaped (by us or by init) has ended."""
+    import psutil
+
+    def lives(process: Any) -> bool:
+        try:
+            return bool(process.status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    deadline = time.monotonic() + limit
+    while any(map(lives, processes)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS / 5)
