@@ -77,7 +77,7 @@ def ensure(data_dir: Path) -> None:
     if os.geteuid() != 0:
         return
     link, place = data_dir / "home", _own_place(data_dir)
-    linked = Path(os.readlink(link)) if link.is_symlink() else None
+    linked = link.readlink() if link.is_symlink() else None
     if linked != place:
         remove_place(place)
         link.unlink(missing_ok=True)
