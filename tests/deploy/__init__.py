@@ -1,0 +1,1 @@
+"""docker-compose.yml, the image and the Grafana dashboard, tried without Docker."""

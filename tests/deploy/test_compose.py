@@ -1,0 +1,237 @@
+"""docker-compose.yml keeps what docs/deployment.md promises."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from heartbeat_app import config
+from heartbeat_app.embedded.kafka_lock import KAFKA_VERSION
+from heartbeat_app.embedded.postgres_home import installed_programs
+
+from . import composefile, dockerfile
+
+SEED_ENV = {
+    "POSTGRESQL_USERNAME": "admin",
+    "POSTGRESQL_PASSWORD": "pa$$ word",
+    "POSTGRESQL_DATABASE": "heartbeat_db",
+}
+LONG_RUNNING = {"kafka", "postgresql", "worker", "kafka-ui", "grafana"}
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return composefile.load(SEED_ENV)
+
+
+@pytest.fixture(scope="module")
+def services(project: dict[str, Any]) -> dict[str, Any]:
+    found = project["services"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_file_follows_the_compose_specification(project: dict[str, Any]) -> None:
+    schema = json.loads(
+        (Path(__file__).parent / "schema" / "compose-spec.json").read_text()
+    )
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    assert [e.message for e in validator(schema).iter_errors(project)] == []
+
+
+def test_three_settings_are_enough(services: dict[str, Any]) -> None:
+    assert set(services) == LONG_RUNNING | {"migrate"}
+    assert services["worker"]["environment"]["SYNTHETIC_CUSTOMERS"] == "1000"
+
+
+@pytest.mark.parametrize("name", SEED_ENV)
+def test_a_missing_setting_is_named(name: str) -> None:
+    environ = {key: value for key, value in SEED_ENV.items() if key != name}
+    with pytest.raises(composefile.MissingVariable, match=f"{name}: set it in .env"):
+        composefile.load(environ)
+
+
+def test_ports_are_the_known_ones_and_on_this_machine_only(
+    services: dict[str, Any],
+) -> None:
+    published = {
+        name: service["ports"]
+        for name, service in services.items()
+        if "ports" in service
+    }
+    assert published == {
+        "kafka": ["127.0.0.1:9092:9092"],
+        "postgresql": ["127.0.0.1:5434:5432"],
+        "worker": ["127.0.0.1:6066:6066"],
+        "kafka-ui": ["127.0.0.1:8080:8080"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_kafka_tells_each_side_an_address_that_it_can_reach(
+    services: dict[str, Any],
+) -> None:
+    kafka = services["kafka"]["environment"]
+    advertised = dict(
+        listener.split("://")
+        for listener in kafka["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    )
+    assert advertised == {"INTERNAL": "kafka:29092", "HOST": "localhost:9092"}
+    for name, variable in (
+        ("worker", "KAFKA_BOOTSTRAP_SERVERS"),
+        ("kafka-ui", "KAFKA_CLUSTERS_0_BOOTSTRAPSERVERS"),
+    ):
+        assert services[name]["environment"][variable] == advertised["INTERNAL"]
+
+
+def test_what_must_survive_lies_on_named_volumes(project: dict[str, Any]) -> None:
+    services = project["services"]
+    mounted = {
+        volume
+        for service in services.values()
+        for volume in service.get("volumes", [])
+        if not volume.startswith("./")
+    }
+    assert mounted == {
+        "kafka-data:" + services["kafka"]["environment"]["KAFKA_LOG_DIRS"],
+        # Since version 18 the image's volume is the folder above the data.
+        "postgresql-data:/var/lib/postgresql",
+        "grafana-data:/var/lib/grafana",
+    }
+    assert set(project["volumes"]) == {volume.split(":")[0] for volume in mounted}
+
+
+def test_files_that_are_mounted_exist_and_cannot_be_changed(
+    services: dict[str, Any],
+) -> None:
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            if volume.startswith("./"):
+                source, _, mode = volume.split(":")
+                assert (composefile.PROJECT / source).exists(), volume
+                assert mode == "ro", volume
+
+
+def test_each_service_waits_for_what_it_needs(services: dict[str, Any]) -> None:
+    waits = {
+        (name, other): how["condition"]
+        for name, service in services.items()
+        for other, how in service.get("depends_on", {}).items()
+    }
+    assert waits == {
+        ("migrate", "postgresql"): "service_healthy",
+        ("worker", "kafka"): "service_healthy",
+        ("worker", "migrate"): "service_completed_successfully",
+        ("kafka-ui", "kafka"): "service_healthy",
+        ("grafana", "migrate"): "service_completed_successfully",
+    }
+    assert not re.search(r"\bsleep\b", composefile.COMPOSE_FILE.read_text())
+
+
+def test_each_service_that_stays_says_whether_it_works(
+    services: dict[str, Any],
+) -> None:
+    with_check = {n for n in services if services[n].get("healthcheck", {}).get("test")}
+    assert with_check == LONG_RUNNING - {"worker"}
+    assert dockerfile.health_check(), "the worker's is in the image"
+    assert services["migrate"]["healthcheck"] == {"disable": True}
+
+
+def test_only_the_one_shot_is_not_started_again(services: dict[str, Any]) -> None:
+    assert {name: service["restart"] for name, service in services.items()} == {
+        **dict.fromkeys(LONG_RUNNING, "unless-stopped"),
+        "migrate": "no",
+    }
+
+
+def test_no_service_may_do_more_than_it_needs(services: dict[str, Any]) -> None:
+    for name, service in services.items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.keys() & {
+            "cap_add",
+            "devices",
+            "ipc",
+            "network_mode",
+            "pid",
+            "privileged",
+        }, name
+        assert "docker.sock" not in json.dumps(service), name
+        # Kafka's image writes below /opt/kafka; the compose file says so.
+        assert service.get("read_only", False) is (name != "kafka"), name
+
+
+def test_the_pages_without_a_login_reach_no_further(services: dict[str, Any]) -> None:
+    assert (
+        services["kafka-ui"]["networks"] == services["kafka"]["networks"] == ["broker"]
+    )
+    assert services["kafka-ui"]["environment"]["KAFKA_CLUSTERS_0_READONLY"] == "true"
+    assert services["grafana"]["networks"] == ["database"]
+
+
+def test_servers_have_the_versions_that_the_tests_use(services: dict[str, Any]) -> None:
+    postgres = installed_programs() / "postgres"
+    version = subprocess.run([postgres, "--version"], check=True, capture_output=True)
+    assert b"(PostgreSQL) 18." in version.stdout
+    assert services["postgresql"]["image"] == "postgres:18"
+    assert services["kafka"]["image"] == f"apache/kafka:{KAFKA_VERSION}"
+
+
+def test_images_are_pinned(services: dict[str, Any]) -> None:
+    for name in ("kafka", "postgresql", "kafka-ui", "grafana"):
+        tag = services[name]["image"].partition(":")[2]
+        assert re.match(r"v?\d", tag), services[name]["image"]
+
+
+def test_no_password_is_written_down() -> None:
+    services = yaml.safe_load(composefile.COMPOSE_FILE.read_text())["services"]
+    for name, service in services.items():
+        for variable, value in service.get("environment", {}).items():
+            if "PASSWORD" in variable:
+                assert value.startswith("${"), f"{variable} of {name}"
+
+
+def test_the_reader_has_the_owners_password_until_it_is_given_its_own() -> None:
+    for environ, expected in (
+        (SEED_ENV, SEED_ENV["POSTGRESQL_PASSWORD"]),
+        (SEED_ENV | {"POSTGRESQL_READER_PASSWORD": "own"}, "own"),
+    ):
+        services = composefile.load(environ)["services"]
+        for name in ("migrate", "grafana"):
+            found = services[name]["environment"]["POSTGRESQL_READER_PASSWORD"]
+            assert found == expected
+
+
+def test_the_application_is_given_its_own_settings_and_no_others(
+    services: dict[str, Any],
+) -> None:
+    everything = composefile.load(dict.fromkeys(config.variables(), "set"))
+    for name in ("migrate", "worker"):
+        given = everything["services"][name]["environment"]
+        assert given.keys() <= config.variables().keys()
+        # Where the servers are, the network says: a .env for the host's ports must not.
+        assert "set" not in {
+            value
+            for variable, value in given.items()
+            if variable.endswith(("_HOST", "_PORT", "_SERVERS", "_BIND"))
+        }
+
+
+def test_what_is_not_set_is_left_to_the_application(services: dict[str, Any]) -> None:
+    assert "RETENTION_DAYS" not in services["worker"]["environment"]
+    with_retention = composefile.load(SEED_ENV | {"RETENTION_DAYS": "30"})["services"]
+    assert with_retention["worker"]["environment"]["RETENTION_DAYS"] == "30"
+
+
+def test_the_worker_is_given_time_to_stop(services: dict[str, Any]) -> None:
+    # Docker's own 10 s is what the worker may take; PostgreSQL's docs call 90 s short.
+    for name in ("kafka", "postgresql", "worker"):
+        assert int(services[name]["stop_grace_period"].removesuffix("s")) >= 30, name
