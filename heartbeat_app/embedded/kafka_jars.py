@@ -1,6 +1,7 @@
 """Kafka's program files: from Maven Central once, checked against the lock."""
 
 import hashlib
+import importlib.resources
 import importlib.util
 import tempfile
 import threading
@@ -8,12 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heartbeat_app.embedded.kafka_lock import KAFKA_JARS, KAFKA_VERSION
 from heartbeat_app.embedded.server import Progress
 from heartbeat_app.exceptions import EmbeddedServerError
 
 if TYPE_CHECKING:
     from jgo.maven import Artifact, MavenContext
+
+KAFKA_VERSION = "4.1.1"
 
 _PARALLEL = 6
 _ATTEMPTS = 3
@@ -39,7 +41,9 @@ def kafka_jars(progress: Progress) -> list[Path]:
     from jgo.maven import MavenContext
 
     cache = MavenContext()
-    locked = [_locked_jar(cache, line) for line in KAFKA_JARS.splitlines()]
+    lock = importlib.resources.files(__package__).joinpath("kafka.lock").read_text()
+    lines = [line for line in lock.splitlines() if not line.startswith("#")]
+    locked = [_locked_jar(cache, line) for line in lines]
     missing = [jar for jar in locked if not jar.is_present()]
     if missing:
         _download(missing, cache.repo_cache, progress)

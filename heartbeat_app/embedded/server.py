@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from heartbeat_app.embedded.lock import FolderLock
+from heartbeat_app.embedded.folder import FolderLock, make_own_folder
 from heartbeat_app.embedded.ports import require_free_port
 from heartbeat_app.exceptions import EmbeddedServerError
 
@@ -31,6 +30,9 @@ STOP_LIMIT_SECONDS = 8.0
 
 LOG_KEEP_BYTES = 16 * 1024 * 1024
 """A log that grew beyond this is set aside at the next start."""
+
+DISK_FULL_BYTES = 50 * 1000 * 1000
+"""With less, a server that ends has most likely ended for want of room."""
 
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
@@ -213,14 +215,7 @@ class EmbeddedServer(ABC):
         return self.data_dir / "server.pid"
 
     def _open_data_dir(self) -> None:
-        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = self.data_dir.stat().st_uid
-        if owner != os.geteuid():
-            raise EmbeddedServerError(
-                f"{self.data_dir} belongs to the user {_user_name(owner)}, and this is "
-                f"{_user_name(os.geteuid())}.\n"
-                f"Run it as {_user_name(owner)}, or remove the folder to start anew."
-            )
+        make_own_folder(self.data_dir)
         if self._lock is None:
             lock = FolderLock(self.data_dir)
             lock.acquire()
@@ -241,7 +236,7 @@ class EmbeddedServer(ABC):
         self._pid_file.unlink(missing_ok=True)
 
     def _spawn(self) -> None:
-        _set_aside_when_big(self.log_path)
+        set_aside_when_big(self.log_path)
         user = self._run_as()
         identity: dict[str, Any] = (
             {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
@@ -286,6 +281,12 @@ class EmbeddedServer(ABC):
         if tail := self._log_tail():
             lines[-1] += ", which ends with:"
             lines += [f"    {line}" for line in tail]
+        free = shutil.disk_usage(self.home).free
+        if free < DISK_FULL_BYTES:
+            way_on = (
+                f"The disk is full ({free / 1e6:.0f} MB free at {self.home}). Make room "
+                "and start again: what was kept is still there."
+            )
         lines.append(
             way_on
             or "Mend what the log names and start again; if the data is beyond repair, "
@@ -378,14 +379,8 @@ def _indented(text: str) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines()[-12:])
 
 
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"number {uid}"
-
-
-def _set_aside_when_big(log: Path) -> None:
+def set_aside_when_big(log: Path) -> None:
+    """Begin a new log, and keep one old one."""
     if log.exists() and log.stat().st_size > LOG_KEEP_BYTES:
         log.replace(log.with_suffix(".log.1"))
 

@@ -1,11 +1,35 @@
-"""A lock on a folder that the kernel gives back when its holder is killed."""
+"""A folder of our own: who may use it, and who uses it now."""
 
 import fcntl
 import os
+import pwd
 from pathlib import Path
 from types import TracebackType
 
 from heartbeat_app.exceptions import EmbeddedServerError
+
+
+def make_own_folder(folder: Path) -> None:
+    """Raises EmbeddedServerError when it is there already and somebody else's.
+
+    Run once as root and once not, the servers would leave files that the other one
+    cannot read.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    owner = folder.stat().st_uid
+    if owner != os.geteuid():
+        raise EmbeddedServerError(
+            f"{folder} belongs to the user {_user_name(owner)}, and this is "
+            f"{_user_name(os.geteuid())}.\n"
+            f"Run it as {_user_name(owner)}, or remove the folder to start anew."
+        )
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"number {uid}"
 
 
 class FolderLock:
