@@ -1,0 +1,196 @@
+"""Kafka's own client: how to reach the brokers, and what a topic's log holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec  # the public name: untyped
+
+from heartbeat_app.config import Settings
+from heartbeat_app.exceptions import CommandError
+
+log = logging.getLogger(__name__)
+
+# A person who waits wants to know soon that nobody answers; a broker that was just
+# started needs some seconds.
+REQUEST_TIMEOUT_SECONDS = 8.0
+
+_EARLIEST: OffsetSpec = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+_LATEST: OffsetSpec = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+
+_URL_SAFE = str.maketrans("+/", "-_")
+
+# What brokers that know no topic ids answer in their place.
+_NO_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+
+
+@dataclass(frozen=True, slots=True)
+class LogRange:
+    """The offsets of a partition that a read_committed reader can ask for.
+
+    `begin` is the first that the log still holds, `end` the one after the last.
+    """
+
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class TopicLog:
+    """A topic as it is in Kafka now; made again under its name it has another id."""
+
+    topic: str
+    topic_id: str
+    partitions: Mapping[int, LogRange]
+
+
+def client_config(settings: Settings) -> dict[str, Any]:
+    """How confluent-kafka's clients reach the brokers: addresses, login, TLS."""
+    config: dict[str, Any] = {
+        "bootstrap.servers": settings.kafka_bootstrap_servers,
+        "security.protocol": settings.kafka_security_protocol,
+        "client.id": "heartbeat_app",
+    }
+    if settings.kafka_security_protocol.startswith("SASL"):
+        config["sasl.mechanism"] = settings.kafka_sasl_mechanism
+        config["sasl.username"] = settings.kafka_sasl_username
+        config["sasl.password"] = settings.kafka_sasl_password
+    if settings.kafka_security_protocol.endswith("SSL"):
+        files = {
+            "ssl.ca.location": settings.kafka_ssl_cafile,
+            "ssl.certificate.location": settings.kafka_ssl_certfile,
+            "ssl.key.location": settings.kafka_ssl_keyfile,
+        }
+        config.update({name: path for name, path in files.items() if path})
+    return config
+
+
+class Admin:
+    """Questions to the brokers. Connects when first asked; safe in any thread.
+
+    Raises confluent-kafka's `KafkaException` when nobody answers in time.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._last_error: KafkaError | None = None
+        self._without_ids: set[str] = set()
+        config: dict[str, Any] = {
+            **client_config(settings),
+            "error_cb": self._on_error,
+            # Errors are raised; its own lines on stderr would only repeat them.
+            "log_level": 0,
+        }
+        self._client = AdminClient(config)
+
+    def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
+        """The ids of those of the topics that exist."""
+        return {topic: found.topic_id for topic, found in self._describe(topics)}
+
+    def topic_logs(self, topics: Collection[str]) -> dict[str, TopicLog]:
+        """What those of the topics that exist hold for a read_committed reader."""
+        described = dict(self._describe(topics))
+        wanted = [
+            TopicPartition(topic, partition)
+            for topic, found in described.items()
+            for partition in found.partitions
+        ]
+        begins = self._offsets(wanted, _EARLIEST)
+        ends = self._offsets(wanted, _LATEST)
+        return {
+            topic: TopicLog(
+                topic,
+                found.topic_id,
+                {
+                    partition: LogRange(
+                        begins[topic, partition], ends[topic, partition]
+                    )
+                    for partition in found.partitions
+                },
+            )
+            for topic, found in described.items()
+        }
+
+    def why(self) -> str:
+        """The last thing that went wrong with a connection, after a time-out."""
+        self._client.poll(0)  # serves _on_error
+        return self._last_error.str() if self._last_error else ""
+
+    def _on_error(self, error: KafkaError) -> None:
+        # "All brokers are down" follows the error that says why, and hides it.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN or self._last_error is None:
+            self._last_error = error
+
+    def _describe(self, topics: Collection[str]) -> Iterator[tuple[str, _Described]]:
+        if not topics:
+            return
+        futures = self._client.describe_topics(
+            TopicCollection(sorted(topics)), request_timeout=REQUEST_TIMEOUT_SECONDS
+        )
+        for topic, future in futures.items():
+            try:
+                found = future.result()
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                raise
+            # Written as Kafka's own tools do: URL-safe.
+            topic_id = str(found.topic_id).translate(_URL_SAFE)
+            if topic_id == _NO_ID:
+                topic_id = topic
+                self._tell_once(topic)
+            yield topic, _Described(topic_id, [p.id for p in found.partitions])
+
+    def _tell_once(self, topic: str) -> None:
+        if topic not in self._without_ids:
+            self._without_ids.add(topic)
+            log.warning(
+                "The broker gives topics no ids: the name %s stands for the id. When "
+                "it is deleted and made again, nobody can tell.",
+                topic,
+            )
+
+    def _offsets(
+        self, wanted: list[TopicPartition], which: OffsetSpec
+    ) -> dict[tuple[str, int], int]:
+        if not wanted:
+            return {}
+        futures = self._client.list_offsets(
+            dict.fromkeys(wanted, which),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=REQUEST_TIMEOUT_SECONDS,
+        )
+        return {
+            (tp.topic, tp.partition): future.result().offset
+            for tp, future in futures.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    topic_id: str
+    partitions: list[int]
+
+
+@contextmanager
+def explained(settings: Settings, admin: Admin) -> Iterator[None]:
+    """Turn a `KafkaException` into a `CommandError` with the address and a way on."""
+    try:
+        yield
+    except KafkaException as error:
+        why = admin.why() or error.args[0].str()
+        raise CommandError(
+            f"Kafka at {settings.kafka_bootstrap_servers} does not answer: {why}. "
+            "Does it run, and is KAFKA_BOOTSTRAP_SERVERS right?"
+        ) from error
