@@ -57,9 +57,9 @@ class LedgerWentBackError(StorageError):
     def __init__(self, where: str, asked: int, next_offset: int | None) -> None:
         self.next_offset = next_offset
         super().__init__(
-            f"The ledger of {where} stands at {next_offset}, the records in hand "
-            f"begin at {asked}: the database went back (a restored backup?). "
-            f"Reading again from the ledger's offset."
+            f"{where}: the ledger stands at {next_offset}, the records in hand begin "
+            f"at {asked}; what lies between is not in the database (a restored "
+            f"backup?). Reading again from the ledger's offset."
         )
 
 

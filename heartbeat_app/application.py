@@ -1,0 +1,130 @@
+"""The Faust app, wired from the settings. Nothing connects before it starts."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import faust
+from confluent_kafka import KafkaException
+from faust.types.auth import CredentialsT
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    wait_random_exponential,
+)
+
+from heartbeat_app.config import Settings, load_settings
+from heartbeat_app.kafka import Admin
+from heartbeat_app.lane import Lane, LaneApp
+from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.ledger import PostgresLedger
+from heartbeat_app.storage.writer import Writer
+from heartbeat_app.topics import ensure_topic
+
+# Where the agents, timers, pages and commands are. Named, not searched for: Faust
+# only warns about a module that cannot be imported, and skips some by their names.
+MODULES = [
+    "heartbeat_app.agents",
+    "heartbeat_app.timers",
+    "heartbeat_app.commands",
+    "heartbeat_app.web.views",
+]
+
+
+class HeartbeatApp(LaneApp):
+    """The app with its settings, its connections and the thread that writes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        # One to write, one to end a session that blocks it.
+        self.writer = Writer(
+            make_engine(settings, application_name="heartbeat_app writer", pool_size=2)
+        )
+        self.reads = make_engine(
+            settings, application_name="heartbeat_app reader", pool_size=4
+        )
+        # Batches are written one at a time: more would only fight for the database.
+        self.writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        super().__init__(
+            settings.kafka_group_id,
+            lane=Lane(
+                {settings.heartbeats_topic},
+                PostgresLedger(self.reads),
+                self._topic_ids,
+            ),
+            broker=[
+                f"kafka://{server}"
+                for server in settings.kafka_bootstrap_servers.split(",")
+            ],
+            broker_credentials=credentials(settings),
+            autodiscover=MODULES,
+            origin="heartbeat_app",
+            topic_disable_leader=False,
+            producer_linger=0.005,
+            producer_max_batch_size=256 * 1024,
+            producer_compression_type="lz4",
+            web_bind=settings.web_bind,
+            web_port=settings.web_port,
+            web_stats_enabled=True,
+            # They would serve the tables of the app, and there are none.
+            web_router_enabled=False,
+            web_tables_enabled=False,
+        )
+
+    @cached_property
+    def admin(self) -> Admin:
+        """Kafka's admin client; connects when first asked for."""
+        return Admin(self.settings)
+
+    def _topic_ids(self, topics: Collection[str]) -> Mapping[str, str]:
+        return self.admin.topic_ids(topics)
+
+    async def on_first_start(self) -> None:
+        """Call before anything connects: make the topic, as soon as Kafka is there."""
+        await super().on_first_start()
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(KafkaException),
+            wait=wait_random_exponential(multiplier=0.2, max=2.0),
+            before_sleep=self._log_waiting,
+            sleep=asyncio.sleep,
+            reraise=True,
+        ):
+            with attempt:
+                await asyncio.to_thread(ensure_topic, self.settings)
+
+    def _log_waiting(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self.log.warning(
+            "Kafka at %s does not answer yet (KAFKA_BOOTSTRAP_SERVERS), asking again: "
+            "%s",
+            self.settings.kafka_bootstrap_servers,
+            error.args[0].str() if isinstance(error, KafkaException) else error,
+        )
+
+
+def credentials(settings: Settings) -> CredentialsT | None:
+    """Faust's form of the Kafka security settings."""
+    protocol = settings.kafka_security_protocol
+    context = None
+    if protocol.endswith("SSL"):
+        context = ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
+        if settings.kafka_ssl_certfile is not None:
+            context.load_cert_chain(
+                settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
+            )
+    if protocol.startswith("SASL"):
+        return faust.SASLCredentials(
+            username=settings.kafka_sasl_username,
+            password=settings.kafka_sasl_password,
+            mechanism=settings.kafka_sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context is not None else None
+
+
+app = HeartbeatApp(load_settings())

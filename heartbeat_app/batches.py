@@ -1,0 +1,122 @@
+"""A batch: what a chunk of records turned out to be, beats and refusals. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from heartbeat_app import models
+from heartbeat_app.models import Heartbeat, Record
+from heartbeat_app.validation import Reason, Refusal, Rules, check
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that is no beat, and why."""
+
+    record: Record
+    refusal: Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Accounts for every offset from `asked` up to, not including, `position`.
+
+    Attributes:
+        topic, topic_id, partition: Where it comes from.
+        asked, position: The range of offsets.
+        missing: Offsets from `asked` on that fell out of the log unread.
+        end_offset: End of the log, as far as known when the batch was read.
+        beats: The valid records, ascending by offset.
+        sources: The record that each beat was, at the same index.
+        refused: The other records.
+    """
+
+    topic: str
+    topic_id: str
+    partition: int
+    asked: int
+    position: int
+    missing: int
+    end_offset: int
+    beats: Sequence[Heartbeat]
+    sources: Sequence[Record]
+    refused: Sequence[Refused]
+
+    @property
+    def records(self) -> int:
+        """How many records it holds."""
+        return len(self.beats) + len(self.refused)
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.asked}-{self.position - 1}"
+
+    def since(self, offset: int) -> Batch:
+        """The part of the batch from that offset on (asked <= offset < position)."""
+        if offset == self.asked:
+            return self
+        keep = [i for i, source in enumerate(self.sources) if source.offset >= offset]
+        first = keep[0] if keep else len(self.sources)
+        return replace(
+            self,
+            asked=offset,
+            missing=max(0, self.asked + self.missing - offset),
+            beats=self.beats[first:],
+            sources=self.sources[first:],
+            refused=[r for r in self.refused if r.record.offset >= offset],
+        )
+
+
+def decode_records(
+    records: Sequence[Record], rules: Rules
+) -> tuple[list[Heartbeat], Sequence[Record], list[Refused]]:
+    """Split records into beats, the record of each beat, and refusals."""
+    beats = _decode_all(records, rules)
+    if beats is not None:
+        return beats, records, []
+    beats, sources, refused = [], [], []
+    for record in records:
+        found = check(record.value, rules)
+        if isinstance(found, Refusal):
+            refused.append(Refused(record, found))
+        else:
+            beats.append(found)
+            sources.append(record)
+    return beats, sources, refused
+
+
+def _decode_all(records: Sequence[Record], rules: Rules) -> list[Heartbeat] | None:
+    """All beats, or None if any record is refused: the common case, mostly in C."""
+    try:
+        beats = [models.decode(record.value) for record in records]  # type: ignore[arg-type]
+    except (msgspec.MsgspecError, ValueError, RecursionError, TypeError):
+        return None
+    if not beats:
+        return beats
+    timestamps = [beat.timestamp for beat in beats]
+    if min(timestamps) < rules.earliest or max(timestamps) > rules.latest:
+        return None
+    if "\x00" in "".join([beat.customer_id for beat in beats]):
+        return None
+    return beats
+
+
+def refuse_beats(
+    batch: Batch, wrong: Sequence[int], reason: Reason, detail: str
+) -> Batch:
+    """The batch with the beats of these indexes refused."""
+    if not wrong:
+        return batch
+    indexes = set(wrong)
+    keep = [i for i in range(len(batch.beats)) if i not in indexes]
+    return replace(
+        batch,
+        beats=[batch.beats[i] for i in keep],
+        sources=[batch.sources[i] for i in keep],
+        refused=[
+            *batch.refused,
+            *(Refused(batch.sources[i], Refusal(reason, detail)) for i in wrong),
+        ],
+    )

@@ -1,0 +1,27 @@
+"""The batch lane: one Kafka fetch is one message, and a ledger says where to go on.
+
+Stock Faust moves records one at a time, and acknowledges a record whose agent failed.
+For the topics that opt in, the lane hands a whole fetch to the agent as one `Chunk`,
+resumes from a `Ledger` that is kept in the same transaction as the data, and takes
+Kafka's committed offsets for no more than a hint. Other topics of the same app work
+as Faust documents them. Nothing in here knows what the records are.
+
+    lane = Lane(topics={"orders"}, ledger=my_ledger, topic_ids=my_lookup)
+    app = LaneApp("shop", lane=lane, broker=…)
+    orders = app.topic("orders", schema=LaneSchema(decode=my_decode, …))
+
+    @app.agent(orders)
+    async def store(stream):
+        await consume(stream, lane, my_store)
+
+It hooks into private parts of faust-streaming, so that version is pinned; the tests
+in tests/integration/test_lane*.py fail when one of them moves.
+"""
+
+from heartbeat_app.lane.agent import Rewind, consume
+from heartbeat_app.lane.app import LaneApp
+from heartbeat_app.lane.chunk import Chunk
+from heartbeat_app.lane.lane import Lane, Ledger
+from heartbeat_app.lane.schema import LaneSchema
+
+__all__ = ["Chunk", "Lane", "LaneApp", "LaneSchema", "Ledger", "Rewind", "consume"]

@@ -1,0 +1,78 @@
+"""The loop of a lane agent: one batch after the other, retried in place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+from faust import Stream
+from faust.types import StreamT
+from tenacity import RetryCallState, wait_random_exponential
+
+from heartbeat_app.lane.chunk import Chunk
+from heartbeat_app.lane.lane import Lane
+
+log = logging.getLogger(__name__)
+
+# Growing, jittered waits of at most 2 s: a database that comes back is noticed soon,
+# and many workers do not ask it all at once.
+_wait = wait_random_exponential(multiplier=0.1, max=2.0, min=0.05)
+
+
+class Rewind(Exception):
+    """Raised by a batch's handler: the ledger is behind; read again from it."""
+
+
+async def consume(
+    stream: StreamT[Any],
+    lane: Lane,
+    handle: Callable[[Any], Awaitable[None]],
+) -> None:
+    """Hand every batch to `handle`, in order, until the app stops.
+
+    `handle` must be idempotent: the batch is handed to it again until it returns. It
+    never raises and never returns while the app runs, since Faust would acknowledge
+    the batch and restart the agent: records would be lost.
+
+    Acknowledges only what `handle` returned from, also when cancelled: a stream that
+    acknowledges by itself does so for the batch that was cancelled, too.
+    """
+    consumer: Any = stream.app.consumer
+    async for event in cast(Stream[Any], stream).noack().events():
+        chunk: Any = event.message.value
+        tp = event.message.tp
+        failures = 0
+        while lane.is_current(tp, chunk.epoch):
+            try:
+                await handle(event.value)
+            except asyncio.CancelledError:
+                raise
+            except Rewind as why:
+                log.warning("%s", why)
+                await consumer.restart_at_ledger({tp})
+                break
+            except Exception as error:  # noqa: BLE001 (see above)
+                failures += 1
+                await _pause(chunk, failures, error)
+            else:
+                if failures:
+                    log.info("%s: stored at attempt %d", chunk, failures + 1)
+                event.ack()
+                break
+
+
+async def _pause(chunk: Chunk, failures: int, error: Exception) -> None:
+    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
+    state.attempt_number = failures
+    seconds = _wait(state)
+    log.warning(
+        "%s: attempt %d failed, again in %.1f s; nothing is lost: %s: %s",
+        chunk,
+        failures,
+        seconds,
+        type(error).__name__,
+        error,
+    )
+    await asyncio.sleep(seconds)

@@ -1,0 +1,190 @@
+"""The consumer's thread: takes whole fetches out of aiokafka, a chunk each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import aiokafka
+from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.errors import ConsumerStoppedError
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from heartbeat_app.lane.chunk import Chunk
+from heartbeat_app.lane.lane import Lane
+
+# A fetch is bounded in compressed bytes only; this bounds what it may grow to.
+MAX_CHUNK_RECORDS = 50_000
+
+
+class Start(NamedTuple):
+    """Where to begin with a partition, and where its log ends now."""
+
+    topic_id: str
+    offset: int
+    end: int
+
+
+class LaneThread(driver.AIOKafkaConsumerThread):
+    """Faust's consumer thread; fetches of lane topics come out as chunks.
+
+    All methods but `wake` run in the thread's own loop, so that nothing else moves a
+    partition's position while a chunk is made of it.
+    """
+
+    lane: Lane
+    _room: asyncio.Event
+
+    async def on_start(self) -> None:
+        """Call when the consumer starts."""
+        self._room = asyncio.Event()
+        await super().on_start()
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust reads aborted records unless it runs transactions itself.
+        consumer._isolation_level = "read_committed"
+        return consumer
+
+    def wake(self) -> None:
+        """Tell the fetch that waits that there is room again; from any thread."""
+        self.thread_loop.call_soon_threadsafe(self._room.set)
+
+    async def lane_seek(self, starts: Mapping[TP, Start]) -> None:
+        """Go on reading there.
+
+        Raises:
+            IllegalStateError: A partition is not assigned any more.
+        """
+        consumer = self._ensure_consumer()
+        for tp, start in starts.items():
+            consumer.seek(driver.ensure_aiokafka_TP(tp), start.offset)
+            self.lane.start(tp, start.topic_id, start.offset, end=start.end)
+
+    async def seek_others_to_committed(self, tps: Iterable[TP]) -> Mapping[TP, int]:
+        """Seek partitions that are not the lane's, as Faust does."""
+        found: Mapping[TP, int] = await self._ensure_consumer().seek_to_committed(
+            *(driver.ensure_aiokafka_TP(tp) for tp in tps)
+        )
+        return found
+
+    async def _fetch_records(
+        self,
+        consumer: aiokafka.AIOKafkaConsumer,
+        active_partitions: set[TP],
+        timeout: float | None = None,
+        max_records: int | None = None,
+    ) -> Any:
+        """Return records by partition: for lane partitions a list of one chunk.
+
+        Waits until something came, a chunk may be handed out again or the time is
+        over. Called again and again also while there is no room, so that aiokafka
+        never takes the worker for idle.
+        """
+        if not self.consumer.flow_active:
+            return {}
+        fetcher = consumer._fetcher
+        if consumer._closed or fetcher._closed:
+            raise ConsumerStoppedError()
+        lane_tps = self.lane.of(active_partitions)
+        others = active_partitions - lane_tps
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (timeout or 0.0)
+        with fetcher._subscriptions.fetch_context():
+            while True:
+                if fetcher._subscriptions.reassignment_in_progress:
+                    await fetcher._subscriptions.wait_for_assignment()
+                self._room.clear()
+                found: dict[TP, Any] = dict(self._take_chunks(fetcher, lane_tps))
+                if others:
+                    # With no time to wait it returns at once.
+                    found.update(
+                        await fetcher.fetched_records(
+                            others, timeout=0, max_records=max_records
+                        )
+                    )
+                if found or loop.time() >= deadline or fetcher._closed:
+                    return found
+                if not await self._wait_for_more(fetcher, deadline - loop.time()):
+                    return {}
+
+    async def _wait_for_more(self, fetcher: Any, seconds: float) -> bool:
+        """Wait for a fetch or for room; whether either came in time."""
+        fetched = fetcher._create_fetch_waiter()
+        room = asyncio.ensure_future(self._room.wait())
+        try:
+            done, _ = await asyncio.wait(
+                {fetched, room},
+                timeout=seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if fetched in done:
+                fetched.result()  # raises what the fetcher ran into
+            return bool(done)
+        finally:
+            fetched.cancel()
+            room.cancel()
+
+    def _take_chunks(
+        self, fetcher: Any, tps: Iterable[TP]
+    ) -> Iterable[tuple[TP, list[Chunk]]]:
+        for tp in tps:
+            if self.lane.has_room(tp):
+                chunk = self._take_chunk(fetcher, tp)
+                if chunk is not None:
+                    self.lane.partitions[tp].waiting[chunk.position] = chunk.size
+                    yield tp, [chunk]
+
+    def _take_chunk(self, fetcher: Any, tp: TP) -> Chunk | None:
+        """Take what was fetched for one partition, or None if that was nothing."""
+        aiotp = driver.ensure_aiokafka_TP(tp)
+        partition = self.lane.partitions[tp]
+        result = fetcher._records.get(aiotp)
+        if result is None:
+            return None
+        if type(result) is not FetchResult:
+            self._drop(fetcher, aiotp)
+            result.check_raise()
+        if not result.check_assignment(aiotp):  # overtaken by a seek
+            self._drop(fetcher, aiotp)
+            return None
+        begin = result._partition_records.next_fetch_offset
+        if begin < partition.expected:
+            # aiokafka began anew at the log's start, since the log ends before what
+            # was already read: it lost its end, or is another topic of that name.
+            partition.truncated = True
+            return None
+        try:
+            records = result.getall(MAX_CHUNK_RECORDS)
+        except BaseException:
+            self._drop(fetcher, aiotp)
+            raise
+        if not result.has_more():
+            self._drop(fetcher, aiotp)
+        state = fetcher._subscriptions.subscription.assignment.state_value(aiotp)
+        asked, position = partition.expected, state.position
+        if position == asked:
+            return None
+        partition.expected = position
+        return Chunk(
+            topic=tp.topic,
+            topic_id=partition.topic_id,
+            partition=tp.partition,
+            asked=asked,
+            position=position,
+            # Above what was expected only when aiokafka had to begin anew at the
+            # log's start, since the log begins after it.
+            missing=begin - asked,
+            end_offset=max(position, state.lso or state.highwater or 0),
+            records=records,
+            size=sum(record.serialized_value_size for record in records),
+            epoch=partition.epoch,
+        )
+
+    @staticmethod
+    def _drop(fetcher: Any, aiotp: Any) -> None:
+        """Let aiokafka fetch for the partition again."""
+        del fetcher._records[aiotp]
+        fetcher._notify(fetcher._wait_consume_future)

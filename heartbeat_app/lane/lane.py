@@ -1,0 +1,123 @@
+"""The lane's state: which topics use it, where their partitions stand."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from faust.types import TP
+
+# What may wait for the agent, so that memory is bounded in bytes: two chunks keep it
+# busy (one being written, one ready), and the sum over all partitions has a limit.
+MAX_WAITING_CHUNKS = 2
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+
+
+class Ledger(Protocol):
+    """Where the lane resumes from. Calls may block; they are made in threads."""
+
+    def next_offsets(
+        self, topic_id: str, partitions: Collection[int]
+    ) -> Mapping[int, int]:
+        """The offset to go on at, for the partitions that the ledger knows."""
+        ...
+
+    def open(self, topic: str, topic_id: str, beginnings: Mapping[int, int]) -> None:
+        """Begin the books of partitions of which nothing was ever kept.
+
+        A partition that another worker began meanwhile stays as it is.
+        """
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Partition:
+    """One assigned partition of a lane topic.
+
+    Written by the consumer's thread, but for `waiting`, from which the main thread
+    removes what was acknowledged.
+    """
+
+    topic_id: str
+    epoch: int
+    expected: int  # the offset after the last chunk handed out
+    waiting: dict[int, int] = field(default_factory=dict)  # chunk's position: bytes
+    # The log turned out shorter than what was read from it: nothing is read until
+    # the topic's id changes or a person decides.
+    truncated: bool = False
+    reported: bool = False
+
+
+class Lane:
+    """Which topics use the lane, and how far each assigned partition is.
+
+    Arguments:
+        topics: Names of the topics whose agents get chunks.
+        ledger: Where to resume from.
+        topic_ids: Looks up the ids of topics by name; may block, is called in a
+            thread; leaves out topics that do not exist.
+    """
+
+    def __init__(
+        self,
+        topics: Iterable[str],
+        ledger: Ledger,
+        topic_ids: Callable[[Collection[str]], Mapping[str, str]],
+    ) -> None:
+        self.topics = frozenset(topics)
+        self.ledger = ledger
+        self.topic_ids = topic_ids
+        self.partitions: dict[TP, Partition] = {}
+        self._epochs = itertools.count(1)
+
+    def of(self, tps: Iterable[TP]) -> set[TP]:
+        """Those of the partitions that belong to the lane."""
+        return {tp for tp in tps if tp.topic in self.topics}
+
+    def start(self, tp: TP, topic_id: str, offset: int, *, end: int) -> None:
+        """Begin (again) at an offset; what was handed out before becomes stale.
+
+        `end` is where the log ends; one that ends before the offset was truncated.
+        """
+        before = self.partitions.get(tp)
+        # Once seen it stays: a log that has grown past the offset again would hide
+        # that its records there are others.
+        seen = before is not None and before.topic_id == topic_id and before.truncated
+        self.partitions[tp] = Partition(
+            topic_id, next(self._epochs), offset, truncated=seen or end < offset
+        )
+
+    def forget(self, tps: Iterable[TP]) -> None:
+        """Drop partitions that were taken away; their chunks become stale."""
+        for tp in tps:
+            self.partitions.pop(tp, None)
+
+    def has_room(self, tp: TP) -> bool:
+        """Whether one more chunk of the partition may be handed out."""
+        partition = self.partitions.get(tp)
+        if partition is None or partition.truncated:
+            return False
+        return len(partition.waiting) < MAX_WAITING_CHUNKS and (
+            not partition.waiting or self.waiting_bytes() < MAX_WAITING_BYTES
+        )
+
+    def waiting_bytes(self) -> int:
+        """Bytes of all chunks that wait for the agent or are with it."""
+        return sum(
+            size
+            for partition in list(self.partitions.values())
+            for size in list(partition.waiting.values())
+        )
+
+    def is_current(self, tp: TP, epoch: int) -> bool:
+        """Whether a chunk of that epoch may still be processed."""
+        partition = self.partitions.get(tp)
+        return partition is not None and partition.epoch == epoch
+
+    def release(self, tp: TP, position: int) -> None:
+        """Make room: the chunk that ends at `position` was processed."""
+        partition = self.partitions.get(tp)
+        if partition is not None:
+            partition.waiting.pop(position, None)

@@ -1,0 +1,36 @@
+"""Mends Faust's recovery, which a time-out ends for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from faust.tables.manager import TableManager
+from faust.tables.recovery import Recovery
+from mode import Seconds
+
+
+class LaneRecovery(Recovery):
+    """A recovery that outlives slow look-ups.
+
+    mode's `wait_first` reports a time-out as "the service was stopped", at which
+    Faust's recovery loop ends: the worker stays alive, assigned and idle, and not even
+    the next rebalance revives it. Without a time-out the wait still ends when the
+    service stops or another rebalance begins, which are the ends that matter; the
+    lane relies on it while the database is away.
+    """
+
+    async def _wait(self, coro: Any, timeout: Seconds | None = None) -> None:
+        await super()._wait(coro, timeout=None)
+
+
+class LaneTableManager(TableManager):
+    """Faust's table manager with the mended recovery."""
+
+    @property
+    def recovery(self) -> Recovery:
+        """Recovery service used by this table manager."""
+        if self._recovery is None:
+            self._recovery = LaneRecovery(
+                self.app, self, beacon=self.beacon, loop=self.loop
+            )
+        return self._recovery

@@ -1,0 +1,74 @@
+"""Watches the ids of the lane's topics, and whether their logs lost their ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiokafka.errors import IllegalStateError
+from mode import Service
+
+from heartbeat_app.lane.lane import Lane
+
+# A topic made again is read from its beginning at most so much later. Until then its
+# first records may be booked under the old id, which the natural key absorbs.
+INTERVAL_SECONDS = 1.0
+
+
+class TopicWatch(Service):
+    """Starts a topic anew when it was deleted and made again."""
+
+    def __init__(self, app: Any, lane: Lane, **kwargs: Any) -> None:
+        self.app = app
+        self.lane = lane
+        super().__init__(**kwargs)
+
+    @Service.timer(INTERVAL_SECONDS)
+    async def _watch(self) -> None:
+        try:
+            await self.look()
+        except Exception as error:  # noqa: BLE001 (Kafka away: the next look tells)
+            self.log.debug("Cannot look up the topics' ids: %r", error)
+
+    async def look(self) -> None:
+        """Compare the ids once, and restart what changed."""
+        if self.app.rebalancing or not self.lane.partitions:
+            return
+        # Before the ids: what is still truncated with the same id afterwards is so.
+        truncated = {
+            tp: partition
+            for tp, partition in self.lane.partitions.items()
+            if partition.truncated and not partition.reported
+        }
+        ids = await asyncio.to_thread(self.lane.topic_ids, self.lane.topics)
+        for topic, topic_id in ids.items():
+            changed = {
+                tp
+                for tp, partition in list(self.lane.partitions.items())
+                if tp.topic == topic and partition.topic_id != topic_id
+            }
+            if changed:
+                self.log.warning(
+                    "The topic %s was deleted and made again: reading the new one "
+                    "from its beginning.",
+                    topic,
+                )
+                await self._restart(changed)
+        for tp, partition in truncated.items():
+            if self.lane.is_current(tp, partition.epoch):
+                partition.reported = True
+                self.log.critical(
+                    "%s[%d]: the log ends before offset %d, which was already read "
+                    "and stored, and the topic is the same. Kafka lost records (an "
+                    "unclean election, a restored broker?). Nothing is read from it "
+                    "until a person decides; see docs/troubleshooting.md.",
+                    tp.topic,
+                    tp.partition,
+                    partition.expected,
+                )
+
+    async def _restart(self, tps: set[Any]) -> None:
+        try:
+            await self.app.consumer.restart_at_ledger(tps)
+        except IllegalStateError:
+            self.log.info("Taken away meanwhile; the rebalance starts them anew.")

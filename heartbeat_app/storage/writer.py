@@ -1,0 +1,272 @@
+"""One transaction per batch: beats, dead letters, what came in, and the ledger.
+
+1. make the partitions of the batch's days, in a transaction of their own
+2. lock the partition's row of the ledger
+3. compare: what lies below its next offset was stored before (the fence); a batch
+   that begins above it means that the ledger went back: nothing is written
+4. insert the beats; those that conflict or are rejected join the dead letters
+5. insert the dead letters
+6. add the batch to its minute and to the ledger, whose constraints check the sums
+7. commit
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+import psycopg2
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.dialects.postgresql import insert
+
+from heartbeat_app.batches import Batch, Refused, refuse_beats
+from heartbeat_app.exceptions import LedgerWentBackError
+from heartbeat_app.storage import days, errors, ingest, ledger
+from heartbeat_app.storage.beats import insert_beats
+from heartbeat_app.storage.tables import dead_letters
+from heartbeat_app.validation import Reason, Refusal
+
+# A worker that froze inside its transaction holds its partition's row. The one that
+# took the partition over waits for the lock's time-out once, then this long, and ends
+# the session that blocks it.
+END_BLOCKERS_AFTER_SECONDS = 1.0
+
+CONFLICT_DETAIL = (
+    "A beat of this customer at this instant is stored with another heart rate; the "
+    "first one stays."
+)
+TOO_MANY_DAYS_DETAIL = (
+    f"Its day would be one of too many: {days.MAX_DAYS:,} in all, or "
+    f"{days.MAX_NEW_DAYS_A_BATCH} new ones in one batch. Drop days or replay it later."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a batch was; all zero where it had been stored before.
+
+    consumed = stored + duplicate + dead.
+    """
+
+    consumed: int = 0
+    stored: int = 0
+    duplicate: int = 0
+    dead: int = 0
+    missing: int = 0
+    seconds: float = 0.0
+
+
+class Writer:
+    """Writes batches, one at a time.
+
+    Arguments:
+        engine: Of two connections: one to write, one to end a blocking session.
+        clock: Tells the time, aware.
+    """
+
+    def __init__(
+        self, engine: Engine, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._engine = engine
+        self._clock = clock
+        self._known_days: set[date] = set()
+        self._blocked = False
+        self._connection: Any = None  # psycopg2's, while a batch is written
+
+    def write(self, batch: Batch) -> Written:
+        """Store a batch, exactly once however often it is called with it.
+
+        Raises:
+            LedgerWentBackError: The batch does not follow what is stored.
+            sqlalchemy.exc.DBAPIError, psycopg2.Error: Nothing was written, but the
+                same batch may be tried again.
+        """
+        batch = self._make_days(batch)
+        with self._engine.connect() as connection:
+            self._connection = connection.connection.dbapi_connection
+            try:
+                with connection.begin():
+                    return self._write(connection, batch)
+            except Exception as error:
+                if errors.is_missing_day(error):
+                    self._known_days.clear()  # dropped behind our back
+                if self._connection.closed:
+                    connection.invalidate()
+                raise
+            finally:
+                self._connection = None
+
+    def interrupt(self) -> None:
+        """Break off a write that hangs, from another thread; it raises there."""
+        connection = self._connection
+        with (
+            suppress(OSError, AttributeError, psycopg2.Error),
+            socket.socket(fileno=os.dup(connection.fileno())) as line,
+        ):
+            line.shutdown(socket.SHUT_RDWR)
+
+    def _make_days(self, batch: Batch) -> Batch:
+        """Make the days of the batch; beats whose day cannot be made are refused."""
+        new = days.days_of(batch.beats) - self._known_days
+        if not new:
+            return batch
+        with self._engine.connect() as connection:
+            self._known_days = days.existing_days(connection)
+        new -= self._known_days
+        made = days.affordable(
+            new, existing=len(self._known_days), today=self._clock().date()
+        )
+        days.ensure_days(self._engine, made)
+        self._known_days |= made
+        too_many = new - made
+        if not too_many:
+            return batch
+        wrong = [
+            index
+            for index, beat in enumerate(batch.beats)
+            if beat.timestamp.astimezone(UTC).date() in too_many
+        ]
+        return refuse_beats(batch, wrong, Reason.TOO_MANY_DAYS, TOO_MANY_DAYS_DETAIL)
+
+    def _write(self, connection: Connection, batch: Batch) -> Written:
+        began = time.perf_counter()
+        next_offset = self._lock(connection, batch)
+        if next_offset is None or batch.asked > next_offset:
+            raise LedgerWentBackError(str(batch), batch.asked, next_offset)
+        if batch.position <= next_offset:
+            return Written()
+        batch = batch.since(next_offset)
+        records = batch.records
+
+        inserted = insert_beats(connection, batch.beats)
+        refused = [
+            *batch.refused,
+            *(
+                Refused(batch.sources[index], Refusal(Reason.CONFLICT, CONFLICT_DETAIL))
+                for index in inserted.conflicts
+            ),
+            *(
+                Refused(batch.sources[index], Refusal(Reason.REJECTED_BY_DATABASE, why))
+                for index, why in inserted.rejected
+            ),
+        ]
+
+        now = self._clock()
+        insert_dead_letters(connection, batch, refused, now)
+        counts = {
+            "consumed": records,
+            "stored": len(inserted.stored),
+            "duplicate": inserted.duplicate,
+            "dead": len(refused),
+        }
+        ingest.record(
+            connection,
+            batch.topic_id,
+            batch.partition,
+            now,
+            counts=counts,
+            delays=ingest.Delays.of(inserted.stored, now),
+            write_seconds=time.perf_counter() - began,
+        )
+        holes = batch.position - batch.asked - records
+        ledger.book(
+            connection,
+            batch.topic_id,
+            batch.partition,
+            next_offset=batch.position,
+            end_offset=batch.end_offset,
+            counts={
+                **counts,
+                "missing": batch.missing,
+                "gap": holes - batch.missing,
+            },
+        )
+        return Written(
+            **counts, missing=batch.missing, seconds=time.perf_counter() - began
+        )
+
+    def _lock(self, connection: Connection, batch: Batch) -> int | None:
+        """Lock the ledger's row; after a time-out before, end who blocks it."""
+        timer = None
+        if self._blocked:
+            pid = connection.scalar(text("SELECT pg_backend_pid()"))
+            timer = threading.Timer(
+                END_BLOCKERS_AFTER_SECONDS, self._end_blockers, (pid,)
+            )
+            timer.start()
+        try:
+            next_offset = ledger.lock(connection, batch.topic_id, batch.partition)
+        except Exception as error:
+            self._blocked = errors.is_lock_timeout(error)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+                timer.join()
+        self._blocked = False
+        return next_offset
+
+    def _end_blockers(self, pid: int) -> None:
+        with suppress(Exception), self._engine.begin() as connection:
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE pid = ANY(pg_blocking_pids(:pid))"
+                    " AND usename = current_user"
+                ),
+                {"pid": pid},
+            )
+
+
+def insert_dead_letters(
+    connection: Connection, batch: Batch, refused: Sequence[Refused], now: datetime
+) -> None:
+    """Keep refused records as they were received, with the reason."""
+    if not refused:
+        return
+    rows = [
+        {
+            "topic": batch.topic,
+            "topic_id": batch.topic_id,
+            "partition": batch.partition,
+            "offset": each.record.offset,
+            "key": each.record.key,
+            "value": each.record.value,
+            "headers": [
+                [_header_text(name.encode()), _header_text(value)]
+                for name, value in each.record.headers
+            ],
+            "reason": each.refusal.reason.value,
+            "detail": each.refusal.detail,
+            "first_seen": now,
+        }
+        for each in refused
+    ]
+    # There already only where a person had the partition read again.
+    connection.execute(
+        insert(dead_letters).on_conflict_do_nothing(
+            index_elements=["topic_id", "partition", "offset"]
+        ),
+        rows,
+    )
+
+
+def _header_text(value: bytes | None) -> object:
+    """A header as JSON that PostgreSQL can hold: a text, or base64 where it is none."""
+    if value is None:
+        return None
+    try:
+        found = value.decode()
+    except UnicodeDecodeError:
+        found = "\x00"
+    if "\x00" in found:
+        return {"base64": base64.b64encode(value).decode()}
+    return found

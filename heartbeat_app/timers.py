@@ -1,0 +1,65 @@
+"""The timer that sends the beats of invented customers, on one worker only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from heartbeat_app import models
+from heartbeat_app.application import app
+from heartbeat_app.synthetic import SyntheticCustomers
+
+log = logging.getLogger(__name__)
+
+customers = SyntheticCustomers(
+    app.settings.synthetic_customers, app.settings.synthetic_seed
+)
+
+
+@app.timer(app.settings.synthetic_interval_seconds, on_leader=True, traced=False)
+async def send_synthetic_beats() -> None:
+    """Send one beat of every customer; an error costs this round only.
+
+    Faust ends the whole worker when a timer raises.
+    """
+    if not app.settings.synthetic_customers:
+        return
+    try:
+        await send_round()
+    except Exception as error:  # noqa: BLE001 (see above)
+        log.warning("Some synthetic heartbeats were not sent: %r", error)
+
+
+async def send_round() -> None:
+    """Send one beat of every customer and log where they went."""
+    topic = app.settings.heartbeats_topic
+    # Past Topic.send, which costs 100 us a record: a tenth of a core for 1,000 a second.
+    sending = [
+        await app.producer.send(
+            topic,
+            key=beat.customer_id.encode(),
+            value=models.encode(beat),
+            partition=None,
+            timestamp=None,
+            headers=None,
+        )
+        for beat in customers.beats(datetime.now(UTC))
+    ]
+    acknowledged = await asyncio.gather(*sending)
+    log.info("Sent %s heartbeats %s", f"{len(acknowledged):,}", where(acknowledged))
+
+
+def where(acknowledged: Iterable[Any]) -> str:
+    """Partitions and offsets of what was sent: `heartbeats[0]@5-9, …`."""
+    offsets: dict[tuple[str, int], list[int]] = {}
+    for metadata in acknowledged:
+        offsets.setdefault((metadata.topic, metadata.partition), []).append(
+            metadata.offset
+        )
+    return ", ".join(
+        f"{topic}[{partition}]@{min(found)}-{max(found)}"
+        for (topic, partition), found in sorted(offsets.items())
+    )
