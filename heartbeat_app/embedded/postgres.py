@@ -189,7 +189,7 @@ class PostgresServer(EmbeddedServer):
                 connect_timeout=10,
             )
         except psycopg2.OperationalError as exc:
-            raise self._failure(
+            raise self.failure(
                 f"does not let {self.username} in: {str(exc).strip()}",
                 way_on=f"The data in {self.data_dir} was made with another user or "
                 "password than .env names now. Put the old ones back into .env, or "

@@ -79,7 +79,7 @@ class EmbeddedServer(ABC):
 
     @abstractmethod
     def _command(self) -> Sequence[str]:
-        """The program that becomes the server; its working folder is `home`."""
+        """The program that becomes the server."""
 
     @abstractmethod
     def _answers(self) -> bool:
@@ -90,6 +90,9 @@ class EmbeddedServer(ABC):
 
     def _run_as(self) -> SystemUser | None:
         return None
+
+    def _working_folder(self) -> Path:
+        return self.home
 
     @property
     def home(self) -> Path:
@@ -118,15 +121,27 @@ class EmbeddedServer(ABC):
         """Start without waiting, for those who have something to do meanwhile."""
         if self.is_running():
             return
+        self.claim()
+        try:
+            self._prepare()
+            self._progress(f"Starting {self.name}")
+            self._spawn()
+        except BaseException:
+            self.kill()
+            raise
+
+    def claim(self) -> None:
+        """Make sure that folder and port are ours, and end what a killed run left.
+
+        `launch` does it too; beforehand it tells a person about a taken port without
+        a wait. Give it back with `stop` or `kill`.
+        """
         try:
             self._open_data_dir()
             self._end_leftover()
             require_free_port(
                 self.host, self.port, server=self.name, setting=self.port_setting
             )
-            self._prepare()
-            self._progress(f"Starting {self.name}")
-            self._spawn()
         except BaseException:
             self.kill()
             raise
@@ -137,14 +152,14 @@ class EmbeddedServer(ABC):
             for waited in self._ticks(READY_LIMIT_SECONDS):
                 if not self.is_running():
                     assert self._process is not None
-                    raise self._failure(
+                    raise self.failure(
                         f"ended while starting (exit status {self._process.returncode})"
                     )
                 if self._answers():
                     return
                 if waited:
                     self._progress(f"Waiting for {self.name} to answer ({waited} s)")
-            raise self._failure(f"did not answer within {READY_LIMIT_SECONDS:.0f} s")
+            raise self.failure(f"did not answer within {READY_LIMIT_SECONDS:.0f} s")
         except BaseException:
             self.kill()
             raise
@@ -245,7 +260,7 @@ class EmbeddedServer(ABC):
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
-                cwd=self.home,
+                cwd=self._working_folder(),
                 env={
                     "PATH": os.environ.get("PATH", os.defpath),
                     "LC_ALL": "C.UTF-8",
@@ -275,17 +290,18 @@ class EmbeddedServer(ABC):
             told = int(waited)
             time.sleep(_POLL_SECONDS)
 
-    def _failure(self, what: str, *, way_on: str = "") -> EmbeddedServerError:
+    def failure(self, what: str, *, way_on: str = "") -> EmbeddedServerError:
         """What happened, where it is written down, what to do."""
-        lines = [f"{self.name} {what}.", f"Its log is {self.log_path}"]
+        name = self.name[0].upper() + self.name[1:]
+        lines = [f"{name} {what}.", f"Its log is {self.log_path}"]
         if tail := self._log_tail():
             lines[-1] += ", which ends with:"
             lines += [f"    {line}" for line in tail]
         free = shutil.disk_usage(self.home).free
         if free < DISK_FULL_BYTES:
             way_on = (
-                f"The disk is full ({free / 1e6:.0f} MB free at {self.home}). Make room "
-                "and start again: what was kept is still there."
+                f"The disk of {self.home} is full ({free / 1e6:.0f} MB free). Make "
+                "room and start again: what was kept is still there."
             )
         lines.append(
             way_on
