@@ -12,11 +12,6 @@ from heartbeat_app.exceptions import HeartbeatError
 def main() -> None:
     """Run `heartbeat_app …`."""
     try:
-        if sys.argv[1:2] == ["demo"] and not {"--help", "-h"} & set(sys.argv):
-            # The one command that can make the settings that all need.
-            from heartbeat_app.demo.env_file import ensure_env_file
-
-            ensure_env_file()
         from heartbeat_app.application import app
 
         app.main()

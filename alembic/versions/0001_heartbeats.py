@@ -56,7 +56,7 @@ CREATE FUNCTION histogram_add(BIGINT[], BIGINT[]) RETURNS BIGINT[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$
     SELECT array_agg(coalesce(a, 0) + coalesce(b, 0) ORDER BY bucket)
-    FROM unnest($1, $2) WITH ORDINALITY AS both(a, b, bucket)
+    FROM unnest($1, $2) WITH ORDINALITY AS pairs(a, b, bucket)
 $$
 """
 

@@ -1,0 +1,358 @@
+"""The real Kafka and PostgreSQL that the tests share, and what they do with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from sqlalchemy import Engine, create_engine, text
+
+from heartbeat_app.config import Settings, load_settings
+from heartbeat_app.embedded.kafka import KafkaServer
+from heartbeat_app.embedded.postgres import PostgresServer
+
+PROJECT = Path(__file__).resolve().parent.parent
+TEMPLATE = "heartbeat_template"
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(
+    condition: Callable[[], Any], what: str, *, seconds: float = 60.0
+) -> Any:
+    """Wait for a condition; its value, or a failure that says what did not happen."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"Not within {seconds:g} s: {what}")
+
+
+@dataclass
+class Servers:
+    """Both servers, started once for all tests."""
+
+    postgres: PostgresServer
+    kafka: KafkaServer
+
+    @classmethod
+    def start(cls, folder: Path) -> Servers:
+        """Start both at once."""
+        servers = cls(
+            PostgresServer(
+                folder / "postgresql",
+                port=free_port(),
+                username="owner",
+                password=secrets.token_hex(8),
+                database="heartbeat_db",
+            ),
+            KafkaServer(folder / "kafka", port=free_port()),
+        )
+        # Launched from here, since the kernel ends a server with its starting thread.
+        servers.postgres.launch()
+        servers.kafka.launch()
+        servers.postgres.wait_until_ready()
+        servers.kafka.wait_until_ready()
+        return servers
+
+    def stop(self) -> None:
+        """Stop both."""
+        self.kafka.stop()
+        self.postgres.stop()
+
+    def environ(self, database: str, name: str, **more: str) -> dict[str, str]:
+        """The settings of an application of its own on these servers."""
+        return {
+            "POSTGRESQL_HOST": "127.0.0.1",
+            "POSTGRESQL_PORT": str(self.postgres.port),
+            "POSTGRESQL_USERNAME": self.postgres.username,
+            "POSTGRESQL_PASSWORD": self.postgres.password,
+            "POSTGRESQL_DATABASE": database,
+            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.kafka.port}",
+            "KAFKA_GROUP_ID": name,
+            "HEARTBEATS_TOPIC": name,
+            "WEB_PORT": str(free_port()),
+            **more,
+        }
+
+    def admin_engine(self) -> Engine:
+        """An engine that is not inside a transaction, for CREATE DATABASE."""
+        settings = load_settings(self.environ("postgres", "none"), Path("/nonexistent"))
+        return engine_of(settings, isolation_level="AUTOCOMMIT")
+
+    def make_database(self, name: str, template: str | None = None) -> None:
+        """Make a database, a copy of the migrated template unless told otherwise."""
+        engine = self.admin_engine()
+        copied = f' TEMPLATE "{template}"' if template else ""
+        with engine.connect() as connection:
+            connection.execute(text(f'CREATE DATABASE "{name}"{copied}'))
+        engine.dispose()
+
+    def drop_database(self, name: str) -> None:
+        """Drop a database, and whoever is connected to it."""
+        engine = self.admin_engine()
+        with engine.connect() as connection:
+            connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+        engine.dispose()
+
+
+def engine_of(settings: Settings, **options: Any) -> Engine:
+    """A plain engine, without the application's limits."""
+    from heartbeat_app.storage.engine import database_url
+
+    return create_engine(database_url(settings), pool_size=2, **options)
+
+
+def alembic(environ: Mapping[str, str], *arguments: str) -> str:
+    """Run Alembic as a user does; what it printed."""
+    return run(environ, sys.executable, "-m", "alembic", *arguments)
+
+
+def run(
+    environ: Mapping[str, str],
+    *command: str,
+    status: int = 0,
+    stdin: str = "",
+    seconds: float = 120,
+) -> str:
+    """Run a command in the project's folder; what it printed, errors included."""
+    done = subprocess.run(
+        command,
+        cwd=PROJECT,
+        env=child_environ(environ),
+        input=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    assert done.returncode == status, f"{command} ended with {done.returncode}:\n" + (
+        done.stdout
+    )
+    return done.stdout
+
+
+def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a child: ours without the developer's own settings."""
+    from heartbeat_app.config import variables
+
+    clean = {k: v for k, v in os.environ.items() if k not in variables()}
+    # Neither is a .env of the project's folder to be read: an empty setting is unset,
+    # but a variable that is there wins over the file.
+    return {
+        **clean,
+        **{name: "" for name in variables()},
+        "COLUMNS": "200",
+        **environ,
+    }
+
+
+class Topic:
+    """A topic of a test, and a producer for it."""
+
+    def __init__(self, servers: Servers, name: str) -> None:
+        self.name = name
+        config = {"bootstrap.servers": f"127.0.0.1:{servers.kafka.port}"}
+        self.admin = AdminClient(config)
+        self._config = config
+
+    def make(self, partitions: int = 4, **config: str) -> None:
+        """Make it."""
+        topic = NewTopic(self.name, num_partitions=partitions, config=config)
+        wait_until(lambda: self._made(topic), f"topic {self.name} is made")
+
+    def _made(self, topic: NewTopic) -> bool:
+        try:
+            self.admin.create_topics([topic])[self.name].result()
+        except Exception as error:
+            if "being deleted" in str(error) or "already exists" in str(error):
+                return False
+            raise
+        return True
+
+    def delete(self) -> None:
+        """Delete it."""
+        self.admin.delete_topics([self.name])[self.name].result()
+
+    def produce(
+        self,
+        values: Iterable[bytes | None],
+        *,
+        partition: int | None = None,
+        key: Callable[[bytes | None], bytes | None] = lambda value: None,
+        **config: Any,
+    ) -> int:
+        """Send records and wait until Kafka has them; how many."""
+        producer = Producer(
+            {**self._config, "linger.ms": 5, "acks": "all", **config},
+        )
+        failed: list[Any] = []
+        sent = 0
+        where: dict[str, Any] = {} if partition is None else {"partition": partition}
+
+        def report(error: Any, message: Any) -> None:
+            if error is not None:
+                failed.append(error)
+
+        for value in values:
+            while True:
+                try:
+                    producer.produce(
+                        self.name, value, key(value), on_delivery=report, **where
+                    )
+                    break
+                except BufferError:
+                    producer.poll(0.1)
+            sent += 1
+            if sent % 1000 == 0:
+                producer.poll(0)
+        assert producer.flush(60) == 0, "Kafka did not take all records"
+        assert not failed, failed[:3]
+        return sent
+
+
+class Worker:
+    """A worker as a user starts it, its log in a file."""
+
+    def __init__(self, environ: Mapping[str, str], log: Path) -> None:
+        # Each worker of a test needs a port of its own.
+        self.environ = {**environ, "WEB_PORT": str(free_port())}
+        self.log_path = log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    def start(self, *command: str) -> Worker:
+        """Start it, without waiting for it."""
+        arguments = command or (
+            sys.executable, "-m", "heartbeat_app", "worker", "-l", "info",
+        )  # fmt: skip
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                arguments,
+                cwd=PROJECT,
+                env=child_environ(self.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return self
+
+    def is_running(self) -> bool:
+        """Whether it lives."""
+        return self.process is not None and self.process.poll() is None
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, *, seconds: float = 15.0) -> int:
+        """SIGTERM; its exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"The worker did not stop within {seconds:g} s:\n{self.log()[-4000:]}"
+            ) from None
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def end(self) -> None:
+        """Make sure that it is gone, however the test ended."""
+        if self.is_running():
+            self.kill()
+
+    def log(self) -> str:
+        """All that it printed."""
+        return self.log_path.read_text(errors="replace")
+
+    def wait_until(
+        self, condition: Callable[[], Any], what: str, *, seconds: float = 60.0
+    ) -> Any:
+        """Wait for a condition while the worker lives."""
+
+        def holds() -> Any:
+            assert self.is_running(), f"The worker ended:\n{self.log()[-4000:]}"
+            return condition()
+
+        try:
+            return wait_until(holds, what, seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.log()[-6000:]}") from None
+
+    def wait_for_log(self, words: str, *, seconds: float = 60.0) -> None:
+        """Wait until its log holds the words."""
+        self.wait_until(lambda: words in self.log(), f"log {words!r}", seconds=seconds)
+
+    def get(self, path: str, *, seconds: float = 10.0) -> tuple[int, Any]:
+        """Status and JSON of one of its pages; status 0 when it does not answer."""
+        url = f"http://127.0.0.1:{self.environ['WEB_PORT']}{path}"
+        try:
+            with urllib.request.urlopen(url, timeout=seconds) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except (urllib.error.URLError, OSError):
+            return 0, None
+
+
+class Crowd:
+    """Calls a function again and again in a thread, until it is told to stop."""
+
+    def __init__(self, work: Callable[[], None], every_seconds: float) -> None:
+        self._work = work
+        self._every = every_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            self._work()
+
+    def __enter__(self) -> Crowd:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
