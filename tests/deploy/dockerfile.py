@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from .composefile import PROJECT
+from tests.deploy.composefile import PROJECT
 
 DOCKERFILE = PROJECT / "Dockerfile"
 

@@ -13,10 +13,9 @@ import pytest
 import yaml
 
 from heartbeat_app import config
-from heartbeat_app.embedded.kafka_lock import KAFKA_VERSION
+from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
 from heartbeat_app.embedded.postgres_home import installed_programs
-
-from . import composefile, dockerfile
+from tests.deploy import composefile, dockerfile
 
 SEED_ENV = {
     "POSTGRESQL_USERNAME": "admin",

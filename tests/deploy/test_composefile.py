@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .composefile import MissingVariable, interpolate
+from tests.deploy.composefile import MissingVariable, interpolate
 
 ENVIRON = {"SET": "value", "EMPTY": "", "DOLLAR": "pa$$word"}
 

@@ -1,0 +1,95 @@
+"""What `migrate` and `worker` run, with the environment that compose gives them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.deploy import containers, dockerfile
+from tests.deploy.containers import ComposeKafka, ComposePostgresql
+from tests.servers import free_port, wait_until
+
+pytestmark = pytest.mark.integration
+
+
+def test_migrate_makes_the_tables_and_may_run_again(
+    compose_postgresql: ComposePostgresql, tmp_path: Path
+) -> None:
+    folder = containers.app_folder(tmp_path)
+    for run in ("first", "second"):
+        done = containers.migrate(folder, postgresql=compose_postgresql.port)
+        assert done.returncode == 0, done.stderr
+        assert ("Running upgrade" in done.stderr) is (run == "first")
+    tables = compose_postgresql.query(
+        "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p')"
+        " AND relnamespace = 'public'::regnamespace"
+    )
+    assert {"heartbeats", "partition_ledger", "dead_letters", "ingest_minute"} <= {
+        name for (name,) in tables
+    }
+
+
+def test_migrate_fails_when_there_is_no_database(tmp_path: Path) -> None:
+    """The worker must not start then: it waits for a completed migration."""
+    folder = containers.app_folder(tmp_path)
+    assert containers.migrate(folder, postgresql=free_port()).returncode != 0
+
+
+def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
+    compose_postgresql: ComposePostgresql, compose_kafka: ComposeKafka, tmp_path: Path
+) -> None:
+    folder = containers.app_folder(tmp_path)
+    done = containers.migrate(folder, postgresql=compose_postgresql.port)
+    assert done.returncode == 0, done.stderr
+    environ = containers.app_environment(
+        "worker",
+        folder,
+        postgresql=compose_postgresql.port,
+        kafka=compose_kafka.inner_port,
+        web=free_port(),
+    )
+    log_path = tmp_path / "worker.log"
+    with log_path.open("wb") as log:
+        worker = subprocess.Popen(
+            containers.command("worker"),
+            cwd=folder,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def is_healthy() -> bool:
+        check = subprocess.run(dockerfile.health_check(), env=environ, timeout=10)
+        return check.returncode == 0
+
+    def kept() -> int:
+        assert worker.poll() is None, log_path.read_text()
+        ((count,),) = compose_postgresql.query("SELECT count(*) FROM heartbeats")
+        assert isinstance(count, int)
+        return count
+
+    try:
+        assert not is_healthy(), "it cannot be before it has started"
+        wait_until(lambda: kept() >= 3000, "three rounds of 1,000 customers")
+        wait_until(is_healthy, "the health check of the image succeeds")
+        ((customers,),) = compose_postgresql.query(
+            "SELECT count(DISTINCT customer_id) FROM heartbeats"
+        )
+        assert customers == 1000
+        begin = time.monotonic()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(30) == 0
+        assert time.monotonic() - begin < 10
+    finally:
+        worker.kill()
+        worker.wait()
+    ((open_books,),) = compose_postgresql.query(
+        "SELECT count(*) FROM partition_ledger"
+        " WHERE consumed <> stored + duplicate + dead"
+    )
+    assert open_books == 0
