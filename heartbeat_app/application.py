@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import faust
 from confluent_kafka import KafkaException
 from faust.types.auth import CredentialsT
+from mode import ServiceT
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -25,13 +26,13 @@ from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.topics import ensure_topic
+from heartbeat_app.watchdog import Watchdog
 
 # Where the agents, timers, pages and commands are. Named, not searched for: Faust
 # only warns about a module that cannot be imported, and skips some by their names.
 MODULES = [
     "heartbeat_app.agents",
     "heartbeat_app.timers",
-    "heartbeat_app.commands",
     "heartbeat_app.web.views",
 ]
 
@@ -75,6 +76,15 @@ class HeartbeatApp(LaneApp):
             web_router_enabled=False,
             web_tables_enabled=False,
         )
+
+    def on_init_dependencies(self) -> Iterable[ServiceT]:
+        """The lane's services, and the watchdog, which has to see all of them."""
+        return [self.watchdog, *super().on_init_dependencies()]
+
+    @cached_property
+    def watchdog(self) -> Watchdog:
+        """What the health pages ask."""
+        return Watchdog(self, loop=self.loop, beacon=self.beacon)
 
     @cached_property
     def admin(self) -> Admin:

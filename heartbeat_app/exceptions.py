@@ -35,11 +35,10 @@ class LaneError(HeartbeatError):
     """The batch lane met a state in which going on would lose or double records."""
 
 
-class LogTruncatedError(LaneError):
-    """The books are ahead of the log of the same topic: records are gone from Kafka.
+class StandstillError(HeartbeatError):
+    """Nothing moves although there is lag and the database is well.
 
-    Happens after an unclean leader election or a restored Kafka. Nothing is reset
-    without a person's command.
+    The process ends for its supervisor to start it anew.
     """
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from heartbeat_app import models
+from heartbeat_app.agents import heartbeats
 from heartbeat_app.application import app
 from heartbeat_app.synthetic import SyntheticCustomers
 
@@ -35,18 +35,8 @@ async def send_synthetic_beats() -> None:
 
 async def send_round() -> None:
     """Send one beat of every customer and log where they went."""
-    topic = app.settings.heartbeats_topic
-    # Past Topic.send, whose work for each record (an event to attach to, schemas,
-    # sensors) is for agents.
     sending = [
-        await app.producer.send(
-            topic,
-            key=beat.customer_id.encode(),
-            value=models.encode(beat),
-            partition=None,
-            timestamp=None,
-            headers=None,
-        )
+        await heartbeats.send(key=beat.customer_id, value=beat)
         for beat in customers.beats(datetime.now(UTC))
     ]
     acknowledged = await asyncio.gather(*sending)

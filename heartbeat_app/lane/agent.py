@@ -73,6 +73,7 @@ async def _pause(chunk: Chunk, failures: int, error: Exception) -> None:
         failures,
         seconds,
         type(error).__name__,
-        error,
+        # The first line: what drivers add below it are hints and statements.
+        str(error).partition("\n")[0],
     )
     await asyncio.sleep(seconds)

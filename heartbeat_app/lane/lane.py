@@ -36,13 +36,14 @@ class Ledger(Protocol):
 class Partition:
     """One assigned partition of a lane topic.
 
-    Written by the consumer's thread, but for `waiting`, from which the main thread
-    removes what was acknowledged.
+    Written by the consumer's thread, but for `waiting` and `done`, where the main
+    thread notes what was acknowledged.
     """
 
     topic_id: str
     epoch: int
     expected: int  # the offset after the last chunk handed out
+    done: int  # the offset after the last chunk acknowledged
     waiting: dict[int, int] = field(default_factory=dict)  # chunk's position: bytes
     # The log turned out shorter than what was read from it: nothing is read until
     # the topic's id changes or a person decides.
@@ -86,7 +87,11 @@ class Lane:
         # that its records there are others.
         seen = before is not None and before.topic_id == topic_id and before.truncated
         self.partitions[tp] = Partition(
-            topic_id, next(self._epochs), offset, truncated=seen or end < offset
+            topic_id,
+            epoch=next(self._epochs),
+            expected=offset,
+            done=offset,
+            truncated=seen or end < offset,
         )
 
     def forget(self, tps: Iterable[TP]) -> None:
@@ -121,3 +126,4 @@ class Lane:
         partition = self.partitions.get(tp)
         if partition is not None:
             partition.waiting.pop(position, None)
+            partition.done = position

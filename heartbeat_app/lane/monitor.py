@@ -18,6 +18,7 @@ class LaneMonitor(Monitor):
         super().on_message_in(tp, offset, message)
         chunk: Any = message.value
         if isinstance(chunk, Chunk):
+            self.messages_active -= 1  # Faust is not told when a chunk is done
             self.messages_received_total += len(chunk.records) - 1
             self.messages_received_by_topic[tp.topic] += len(chunk.records) - 1
 
@@ -28,6 +29,7 @@ class LaneMonitor(Monitor):
         state = super().on_stream_event_in(tp, offset, stream, event)
         chunk: Any = event.message.value
         if isinstance(chunk, Chunk):
+            self.events_active -= 1
             self.events_total += len(chunk.records) - 1
             self.events_by_stream[self.stream_lookup[stream]] += len(chunk.records) - 1
             task = self.task_lookup[stream.task_owner]

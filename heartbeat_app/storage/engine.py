@@ -41,6 +41,7 @@ def make_engine(
         database_url(settings),
         pool_size=pool_size,
         max_overflow=0,
+        hide_parameters=True,  # customers' data have no place in an error's text
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
         connect_args={
             "application_name": application_name,

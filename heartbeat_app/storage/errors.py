@@ -36,6 +36,12 @@ def constraint(error: BaseException) -> str | None:
     return cause.diag.constraint_name if isinstance(cause, psycopg2.Error) else None
 
 
+def words(error: BaseException) -> str:
+    """What went wrong, in one line for a log: no SQL, no parameters."""
+    text = str(original(error)).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
 def is_duplicate(error: BaseException) -> bool:
     """Whether a row with that natural key is there already.
 

@@ -78,6 +78,7 @@ class Writer:
         self._engine = engine
         self._clock = clock
         self._known_days: set[date] = set()
+        self.attempts = 0  # how often a write has ended, whichever way
         self._blocked = False
         self._connection: Any = None  # psycopg2's, while a batch is written
 
@@ -103,6 +104,7 @@ class Writer:
                 raise
             finally:
                 self._connection = None
+                self.attempts += 1
 
     def interrupt(self) -> None:
         """Break off a write that hangs, from another thread; it raises there."""

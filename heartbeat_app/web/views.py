@@ -1,0 +1,72 @@
+"""The worker's pages: whether it lives, whether it is ready, what it did."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from faust.web import Request, Response, View
+from sqlalchemy.exc import SQLAlchemyError
+
+from heartbeat_app.application import app
+from heartbeat_app.storage.books import read_books
+from heartbeat_app.storage.reads import read_recent, refused_by_reason
+
+
+@app.page("/health/live", name="live")
+class Live(View):
+    """200 while the event loop turns: otherwise restart the process."""
+
+    async def get(self, request: Request) -> Response:
+        """Answer."""
+        return self.json({"alive": True})
+
+
+@app.page("/health/ready", name="ready")
+class Ready(View):
+    """200 when what comes in is stored, 503 with the reasons when not."""
+
+    async def get(self, request: Request) -> Response:
+        """Answer from the watchdog's last look, so that it never waits."""
+        health = app.watchdog.health
+        return self.json(
+            {"ready": health.ready, "reasons": health.reasons, "lag": health.lag},
+            status=200 if health.ready else 503,
+        )
+
+
+@app.page("/stats/", name="stats")
+class Stats(View):
+    """What came in: the books by partition, rate, delay, refusals by reason."""
+
+    async def get(self, request: Request) -> Response:
+        """Answer from the database, for all workers together; 503 without it."""
+        health = app.watchdog.health
+        answer: dict[str, Any] = {
+            "ready": health.ready,
+            "reasons": health.reasons,
+            "lag": health.lag,
+        }
+        try:
+            books = await asyncio.to_thread(read_books, app.reads)
+            recent = await asyncio.to_thread(read_recent, app.reads)
+            refused = await asyncio.to_thread(refused_by_reason, app.reads)
+        except SQLAlchemyError:
+            return self.json(answer, status=503)
+        return self.json(
+            {
+                **answer,
+                **asdict(books.total),
+                "balanced": books.balanced,
+                "refused": refused,
+                **asdict(recent),
+                "partitions": [
+                    {
+                        **asdict(each),
+                        "updated_at": each.updated_at.isoformat(),
+                    }
+                    for each in books.partitions
+                ],
+            }
+        )
