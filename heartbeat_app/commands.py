@@ -1,0 +1,354 @@
+"""The commands beside Faust's own: demo, send, books, dead-letters.
+
+They are click commands of Faust's group, so that `heartbeat_app …` and
+`faust -A heartbeat_app …` both know them. Not Faust's AppCommand: it runs an event
+loop that nothing here needs, and prints a traceback where a message is due.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+# The whole group: Faust's own commands must be there before ours, since its `send`
+# (to any topic or agent) gives way to the one below.
+from faust.cli.base import State
+from faust.cli.faust import cli
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from heartbeat_app import report
+from heartbeat_app.application import app
+from heartbeat_app.audit import audit
+from heartbeat_app.exceptions import CommandError
+from heartbeat_app.kafka import Admin, explained
+from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
+from heartbeat_app.progress import ProgressDisplay
+from heartbeat_app.recordings import read
+from heartbeat_app.sending import Sender, Tally, paced
+from heartbeat_app.storage import dead_letters, errors
+from heartbeat_app.storage.books import read_books
+from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.replay import Replayed, replay
+from heartbeat_app.validation import Reason, Rules
+
+UNDEFINED_TABLE = "42P01"  # SQLSTATE
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON for programs."
+)
+_reason_option = click.option(
+    "--reason",
+    type=click.Choice([reason.value for reason in Reason]),
+    metavar="REASON",
+    help="Only letters refused for this reason, such as timestamp_in_future.",
+)
+
+
+@cli.command()
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Stop by itself, so many seconds after the first stored beat.",
+)
+@click.option("--fresh", is_flag=True, help="Delete what earlier runs kept; asks.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def demo(ctx: click.Context, seconds: float | None, fresh: bool, yes: bool) -> None:
+    """Run everything on this machine, without Docker.
+
+    Starts PostgreSQL and Kafka, brings the tables up to date, starts a worker that
+    invents 1,000 customers, and shows how it goes. Ctrl-C stops it all; what was kept
+    stays in .heartbeat/ for the next run.
+    """
+    from heartbeat_app.demo import run_demo  # needs the extra `embedded`
+
+    ctx.exit(run_demo(app.settings, seconds=seconds, fresh=fresh, yes=yes))
+
+
+@cli.command()
+@click.argument(
+    "files",
+    metavar="FILE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True),
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Keep the gaps of the timestamps, X times as fast as real time (1: as it "
+    "was recorded); all files begin together. Without it everything is sent at once.",
+)
+@click.option(
+    "--as",
+    "customer_id",
+    metavar="CUSTOMER",
+    help="Send all beats as this customer's.",
+)
+@click.option(
+    "--start-now",
+    is_flag=True,
+    help="Shift the times of each file so that its first beat is now.",
+)
+@click.option(
+    "--skip-bad", is_flag=True, help="Name and pass over bad lines; go on after them."
+)
+@click.pass_context
+def send(
+    ctx: click.Context,
+    files: tuple[str, ...],
+    speed: float | None,
+    customer_id: str | None,
+    start_now: bool,
+    skip_bad: bool,
+) -> None:
+    """Send recordings into the topic.
+
+    A FILE is a CSV file in UTF-8 with the header customer_id,timestamp,heart_rate; -
+    is standard input. It is sent keyed by customer; sending it again stores nothing
+    twice.
+    """
+    if files.count("-") > 1:
+        raise click.UsageError("Standard input (-) can be read only once.")
+    if customer_id is not None and not 1 <= len(customer_id) <= MAX_CUSTOMER_ID_LENGTH:
+        raise click.UsageError(
+            f"--as takes 1 to {MAX_CUSTOMER_ID_LENGTH} characters, "
+            f"not {len(customer_id):,}."
+        )
+    settings = app.settings
+    topic = settings.heartbeats_topic
+    admin = Admin(settings)
+    with explained(settings, admin):
+        if topic not in admin.topic_ids([topic]):
+            raise CommandError(
+                f"Kafka at {settings.kafka_bootstrap_servers} has no topic {topic} "
+                "(HEARTBEATS_TOPIC). A worker makes it when it starts."
+            )
+    with ExitStack() as stack:
+        streams = [_open(stack, file) for file in files]
+        total = _bytes_of(files)
+        display = stack.enter_context(ProgressDisplay("Sending", quiet=_quiet(ctx)))
+
+        def progress(tally: Tally) -> None:
+            done = sum(stream.tell() for stream in streams) if total else 0
+            display.show(done, total, report.sending(tally))
+
+        sender = Sender(
+            settings,
+            topic,
+            skip_bad=skip_bad,
+            tell=display.tell,
+            progress=progress,
+            latest=timedelta(seconds=settings.max_future_seconds)
+            if start_now
+            else None,
+        )
+        start = datetime.now(UTC) if start_now else None
+        recordings = [
+            read(
+                stream,
+                "standard input" if file == "-" else click.format_filename(file),
+                customer_id=customer_id,
+                start=start,
+            )
+            for stream, file in zip(streams, files, strict=True)
+        ]
+        tally = sender.send(paced(recordings, speed))
+    click.echo(report.sent(tally, topic))
+    if tally.stopped_by is not None:
+        ctx.exit(128 + tally.stopped_by)
+    if problem := report.sending_problem(tally):
+        raise CommandError(problem)
+
+
+def _open(stack: ExitStack, file: str) -> BinaryIO:
+    if file == "-":
+        return sys.stdin.buffer
+    return stack.enter_context(Path(file).open("rb"))
+
+
+def _bytes_of(files: tuple[str, ...]) -> int | None:
+    """The size of all; None where one of them has none (a pipe)."""
+    paths = [Path(file) for file in files if file != "-"]
+    if len(paths) < len(files) or not all(path.is_file() for path in paths):
+        return None
+    return sum(path.stat().st_size for path in paths)
+
+
+@cli.command()
+@_json_option
+@click.option("--deep", is_flag=True, help="Also count the rows; reads them all.")
+@click.pass_context
+def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
+    """Tell whether the books balance.
+
+    Per partition and in all: how far it was read, and that what was consumed was
+    stored, a duplicate or refused. A worker may run meanwhile. Exit status 1 when
+    something does not add up, or when Kafka could not be asked.
+    """
+    settings = app.settings
+    if deep and not _quiet(ctx):
+        click.echo("Counting the rows of heartbeats …", err=True)
+    with _database("books") as engine:
+        found = read_books(engine, deep=deep)
+    # After the books: a worker that goes on can only have made the logs longer.
+    topics = {settings.heartbeats_topic} | {each.topic for each in found.partitions}
+    admin = Admin(settings)
+    trouble = None
+    logs = None
+    try:
+        with explained(settings, admin):
+            logs = admin.topic_logs(topics)
+    except CommandError as error:
+        trouble = error.message
+    result = audit(found, settings.heartbeats_topic, logs)
+    if _wants_json(ctx, as_json):
+        click.echo(report.books_json(result, trouble))
+        ctx.exit(0 if result.complete and not result.problems else 1)
+    click.echo(report.books_table(result))
+    for warning in result.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    if result.problems:
+        raise CommandError(report.imbalance(result, trouble))
+    if trouble:
+        raise CommandError(
+            f"{trouble}\nThe books balance in PostgreSQL; what Kafka holds was not "
+            "checked."
+        )
+    click.echo(report.balance(result))
+
+
+@cli.group("dead-letters")
+def dead_letters_group() -> None:
+    """Look at refused records, and replay them.
+
+    A record that is no heartbeat is kept as it was received, with the reason. The
+    reasons are listed in docs/dead-letters.md.
+    """
+
+
+@dead_letters_group.command("list")
+@_reason_option
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="So many of the latest.",
+)
+@_json_option
+@click.pass_context
+def list_letters(
+    ctx: click.Context, reason: str | None, limit: int, as_json: bool
+) -> None:
+    """List the latest dead letters, and how many there are of each reason."""
+    wanted = Reason(reason) if reason else None
+    with _database("dead-letters") as engine:
+        counts = dead_letters.count_by_reason(engine)
+        letters = dead_letters.list_letters(engine, reason=wanted, limit=limit)
+    if _wants_json(ctx, as_json):
+        click.echo(report.letters_json(letters, counts))
+    else:
+        click.echo(report.letters_table(letters, counts))
+
+
+@dead_letters_group.command("show")
+@click.argument("letter_id", metavar="ID", type=click.IntRange(1, 2**63 - 1))
+@_json_option
+@click.pass_context
+def show_letter(ctx: click.Context, letter_id: int, as_json: bool) -> None:
+    """Show one dead letter with what was received."""
+    with _database("dead-letters") as engine:
+        found = dead_letters.get_letter(engine, letter_id)
+    if found is None:
+        raise CommandError(f"There is no dead letter {letter_id}.")
+    if _wants_json(ctx, as_json):
+        click.echo(report.letter_json(*found))
+    else:
+        click.echo(report.letter_text(*found))
+
+
+@dead_letters_group.command("replay")
+@_reason_option
+@click.option("--dry-run", is_flag=True, help="Change nothing; tell what would happen.")
+@click.pass_context
+def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> None:
+    """Check dead letters again, under today's rules and settings.
+
+    What is valid now is stored, once; the outcome is noted at each letter. Letters
+    that are in the table by an earlier replay are left alone. When it is broken off,
+    run it again.
+    """
+    settings = app.settings
+    now = datetime.now(UTC)
+    rules = Rules.at(
+        now,
+        max_future_seconds=settings.max_future_seconds,
+        retention_days=settings.retention_days,
+    )
+    with (
+        _database("dead-letters") as engine,
+        ProgressDisplay("Replaying", quiet=_quiet(ctx)) as display,
+    ):
+
+        def progress(so_far: Replayed) -> None:
+            display.show(so_far.done, so_far.pending, report.replaying(so_far))
+
+        result = replay(
+            engine,
+            rules,
+            now,
+            reason=Reason(reason) if reason else None,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    click.echo(report.replayed(result, dry_run=dry_run))
+
+
+@contextmanager
+def _database(command: str) -> Iterator[Engine]:
+    """An engine for one command; what goes wrong becomes a `CommandError`."""
+    settings = app.settings
+    engine = make_engine(
+        settings, application_name=f"heartbeat_app {command}", pool_size=2
+    )
+    where = (
+        f"PostgreSQL at {settings.postgresql_host}:{settings.postgresql_port}, "
+        f"database {settings.postgresql_database}"
+    )
+    try:
+        yield engine
+    except DBAPIError as error:
+        words = str(errors.original(error)).strip()
+        if errors.sqlstate(error) == UNDEFINED_TABLE:
+            raise CommandError(
+                f"{where}, has not the tables of this version: {words}\n"
+                "Run `alembic upgrade head`."
+            ) from error
+        if isinstance(error, OperationalError):
+            raise CommandError(f"{where}, does not answer: {words}") from error
+        raise CommandError(f"{where}: {words}") from error
+    finally:
+        engine.dispose()
+
+
+def _state(ctx: click.Context) -> State:
+    return ctx.ensure_object(State)
+
+
+def _quiet(ctx: click.Context) -> bool:
+    """Whether Faust's own --quiet was given, before the command's name."""
+    return _state(ctx).quiet
+
+
+def _wants_json(ctx: click.Context, as_json: bool) -> bool:
+    """Faust has a --json of its own, before the command's name."""
+    return as_json or _state(ctx).json

@@ -1,0 +1,358 @@
+"""What the commands print: words and tables for people, JSON for programs. Pure."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from heartbeat_app.audit import Audit, Line
+from heartbeat_app.sending import Tally
+from heartbeat_app.storage.books import PartitionBooks, Total
+from heartbeat_app.storage.dead_letters import Contents, Letter
+from heartbeat_app.storage.replay import STORED, Replayed
+
+# Of a value, for a person; --json gives all of it.
+SHOWN_BYTES = 4096
+BYTES_A_LINE = 16
+
+
+# send
+
+
+def sending(tally: Tally) -> str:
+    """How far it is."""
+    words = f"{tally.acknowledged:,} beats acknowledged"
+    if tally.bad_lines:
+        words += f", {_lines(tally.bad_lines)} passed over"
+    if tally.trouble:
+        words += f"; Kafka: {tally.trouble}"
+    return words
+
+
+def sent(tally: Tally, topic: str) -> str:
+    """What came of it; the last line on standard output."""
+    words = f"Kafka acknowledged {_beats(tally.acknowledged)} in {topic}."
+    if tally.bad_lines:
+        words += f" Passed over {_lines(tally.bad_lines)}."
+    if tally.stopped_by is not None:
+        words = f"Stopped. {words}"
+        if tally.withdrawn:
+            words += f" {_beats(tally.withdrawn)} did not leave any more."
+        if tally.unknown:
+            words += f" {_beats(tally.unknown)} may have arrived or not."
+        words += " Sending all again stores nothing twice."
+    return words
+
+
+def sending_problem(tally: Tally) -> str | None:
+    """Why the command failed; None if it did not."""
+    problems = []
+    if tally.failed:
+        kinds = "; ".join(
+            f"{error} ({count:,})" for error, count in tally.failed.most_common()
+        )
+        problems.append(
+            f"{_beats(tally.failed.total())} of {tally.sent:,} were not acknowledged: "
+            f"{kinds}. Sending all again stores nothing twice."
+        )
+    if tally.stopped_at is not None:
+        problems.append(
+            f"{tally.stopped_at}\nStopped there; {_beats(tally.acknowledged)} before "
+            "it were acknowledged. Mend the line and send all again, which stores "
+            "nothing twice; or pass over bad lines with --skip-bad."
+        )
+    return "\n".join(problems) or None
+
+
+def _beats(number: int) -> str:
+    return f"{number:,} beat{'' if number == 1 else 's'}"
+
+
+def _lines(number: int) -> str:
+    return f"{number:,} bad line{'' if number == 1 else 's'}"
+
+
+# books
+
+
+def books_table(audit: Audit) -> str:
+    """One table a topic id, and the sums."""
+    head = (
+        "partition", "first", "next", "consumed", "stored", "duplicate", "dead",
+        "missing", "gap", "lag",
+    )  # fmt: skip
+    parts: list[str] = []
+    by_topic: dict[tuple[str, str], list[Line]] = {}
+    for line in audit.lines:
+        by_topic.setdefault((line.topic, line.topic_id), []).append(line)
+    for (topic, topic_id), lines in by_topic.items():
+        parts.append(f"Topic {topic} (id {topic_id})")
+        parts.append(_columns([head, *map(_books_row, lines)]))
+    total = audit.books.total
+    if len(audit.lines) > 1:
+        sums = (
+            "all", "", "", total.consumed, total.stored, total.duplicate, total.dead,
+            total.missing, total.gap, audit.lag,
+        )  # fmt: skip
+        parts.append("In all")
+        parts.append(_columns([head, sums]))
+    if not audit.lines:
+        parts.append("Nothing was read yet.")
+    if audit.books.rows is not None:
+        parts.append(
+            f"{audit.books.rows.counted:,} rows in heartbeats, "
+            f"{audit.books.rows.replayed:,} of them stored by replay."
+        )
+    return "\n".join(parts)
+
+
+def _books_row(line: Line) -> tuple[object, ...]:
+    books = line.books
+    if books is None:
+        return (line.partition, *[""] * 8, line.lag)
+    return (
+        line.partition,
+        books.first_offset,
+        books.next_offset,
+        books.consumed,
+        books.stored,
+        books.duplicate,
+        books.dead,
+        books.missing,
+        books.gap,
+        line.lag,
+    )
+
+
+def balance(audit: Audit) -> str:
+    """That the books balance: the last line on standard output."""
+    return f"The books balance: {_sums(audit.books.total)}; lag {audit.lag or 0:,}."
+
+
+def imbalance(audit: Audit, trouble: str | None) -> str:
+    """That they do not, and which partition is off by how much."""
+    problems = [*audit.problems, *([trouble] if trouble else [])]
+    return "The books do not balance:\n  " + "\n  ".join(problems)
+
+
+def _sums(total: Total) -> str:
+    return (
+        f"{total.consumed:,} consumed = {total.stored:,} stored + "
+        f"{total.duplicate:,} duplicate + {total.dead:,} dead"
+    )
+
+
+def books_json(audit: Audit, trouble: str | None) -> str:
+    """Everything that the table says."""
+    rows = audit.books.rows
+    return _json(
+        {
+            "balanced": not audit.problems,
+            "problems": list(audit.problems),
+            "warnings": list(audit.warnings),
+            "kafka_checked": audit.complete,
+            "kafka_error": trouble,
+            "total": {
+                **asdict(audit.books.total),
+                "lag": audit.lag,
+                "rows": rows.counted if rows else None,
+                "replayed": rows.replayed if rows else None,
+            },
+            "partitions": [_line_json(line) for line in audit.lines],
+        }
+    )
+
+
+def _line_json(line: Line) -> dict[str, object]:
+    nothing = dict.fromkeys(PartitionBooks.__dataclass_fields__)
+    return {
+        **(asdict(line.books) if line.books else nothing),
+        "topic": line.topic,
+        "topic_id": line.topic_id,
+        "partition": line.partition,
+        "log_begin": line.log.begin if line.log else None,
+        "log_end": line.log.end if line.log else None,
+        "lag": line.lag,
+    }
+
+
+# dead-letters
+
+
+def letters_table(letters: Sequence[Letter], counts: Mapping[str, int]) -> str:
+    """The letters, and how many there are of each reason."""
+    if not counts:
+        return "There are no dead letters."
+    head = ("id", "first seen", "record", "reason", "replay", "detail")
+    rows = [
+        (
+            str(letter.id),
+            _instant(letter.first_seen),
+            f"{letter.topic}[{letter.partition}]@{letter.offset}",
+            letter.reason,
+            letter.replay_outcome or "-",
+            escaped(letter.detail),
+        )
+        for letter in letters
+    ]
+    kinds = ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
+    return (
+        _columns([head, *rows])
+        + f"\n{len(letters):,} of {sum(counts.values()):,} dead letters: {kinds}."
+    )
+
+
+def letters_json(letters: Sequence[Letter], counts: Mapping[str, int]) -> str:
+    """The same; contents are left to `show`."""
+    return _json({"counts": counts, "letters": [asdict(each) for each in letters]})
+
+
+def letter_text(letter: Letter, contents: Contents) -> str:
+    """A letter whole; nothing in it reaches the terminal as a control character."""
+    replay = "never"
+    if letter.replayed_at is not None:
+        replay = f"{_instant(letter.replayed_at)}: {letter.replay_outcome}"
+    headers = contents.headers or []
+    return "\n".join(
+        [
+            f"id          {letter.id}",
+            f"record      {letter.topic}[{letter.partition}]@{letter.offset}",
+            f"topic id    {letter.topic_id}",
+            f"first seen  {_instant(letter.first_seen)}",
+            f"reason      {letter.reason}",
+            f"detail      {escaped(letter.detail)}",
+            f"replayed    {replay}",
+            f"headers     {escaped(json.dumps(headers, ensure_ascii=False))}",
+            f"key         {_bytes_text(contents.key)}",
+            f"value       {_bytes_text(contents.value)}",
+        ]
+    )
+
+
+def letter_json(letter: Letter, contents: Contents) -> str:
+    """A letter whole: bytes as a text where they are UTF-8, else as base64."""
+    return _json(
+        {
+            **asdict(letter),
+            "headers": contents.headers,
+            "key": _bytes_json(contents.key),
+            "value": _bytes_json(contents.value),
+        }
+    )
+
+
+def replaying(so_far: Replayed) -> str:
+    """How far it is."""
+    return f"{so_far.done:,} of {so_far.pending:,} letters, {_outcomes(so_far)}"
+
+
+def replayed(result: Replayed, *, dry_run: bool) -> str:
+    """What came of it; the last line on standard output."""
+    if not result.done:
+        return "There is nothing to replay."
+    words = f"Replayed {result.done:,} dead letters: {_outcomes(result)}."
+    if dry_run:
+        words = (
+            f"A replay of {result.done:,} dead letters would give: "
+            f"{_outcomes(result)}. Nothing was changed."
+        )
+    if result.elsewhere:
+        words += f" Another replay has {result.elsewhere:,} of them in hand."
+    return words
+
+
+def _outcomes(result: Replayed) -> str:
+    counts = {STORED: 0, **dict(sorted(result.outcomes.items()))}
+    return ", ".join(f"{number:,} {outcome}" for outcome, number in counts.items())
+
+
+# Bytes and texts that anybody may have sent
+
+
+def escaped(text: str) -> str:
+    """A text on one line, with everything that is not printable written out."""
+    return "".join(
+        each
+        if each.isprintable() and each != "\\"
+        else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def _bytes_text(value: bytes | None) -> str:
+    if value is None:
+        return "none"
+    shown = value[:SHOWN_BYTES]
+    size = f"{len(value):,} bytes"
+    if len(shown) < len(value):
+        size += f", the first {len(shown):,} (all: --json)"
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return f"{size}, not UTF-8\n{_hex(shown)}"
+    # A character that was cut in two at the end is left out.
+    return f"{size}\n{escaped(shown.decode(errors='ignore'))}"
+
+
+def _hex(value: bytes) -> str:
+    lines = []
+    for offset in range(0, len(value), BYTES_A_LINE):
+        some = value[offset : offset + BYTES_A_LINE]
+        text = "".join(chr(each) if 32 <= each < 127 else "." for each in some)
+        lines.append(f"{offset:08x}  {some.hex(' '):<{3 * BYTES_A_LINE}} {text}")
+    return "\n".join(lines)
+
+
+def _bytes_json(value: bytes | None) -> object:
+    if value is None:
+        return None
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+# Forms
+
+
+def _columns(rows: Iterable[Sequence[object]]) -> str:
+    """Rows under each other; numbers to the right, texts to the left."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    texts = [[text for text, _ in row] for row in cells]
+    right = [
+        any(is_number for _, is_number in column) for column in zip(*cells, strict=True)
+    ]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if to_right else text.ljust(width)
+            for text, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in texts
+    )
+
+
+def _cell(value: object) -> tuple[str, bool]:
+    if value is None:
+        return "?", False
+    if isinstance(value, int):
+        return f"{value:,}", True
+    return str(value), False
+
+
+def _instant(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M:%S%z}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=_json_default, indent=2)
+
+
+def _json_default(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{value!r} has no place in JSON")
