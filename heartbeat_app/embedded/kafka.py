@@ -50,8 +50,10 @@ _JAVA_OPTIONS = (
     "-Dlog4j2.configurationFile=log4j2.properties",
 )
 
+# Without a hook of its own the log goes on until Kafka's own stop is complete.
 _LOG4J = """\
 status = error
+shutdownHook = disable
 appender.stdout.type = Console
 appender.stdout.name = STDOUT
 appender.stdout.layout.type = PatternLayout

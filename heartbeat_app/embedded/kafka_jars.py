@@ -40,14 +40,25 @@ def kafka_jars(progress: Progress) -> list[Path]:
         raise _not_installed("jgo")
     from jgo.maven import MavenContext
 
-    cache = MavenContext()
-    lock = importlib.resources.files(__package__).joinpath("kafka.lock").read_text()
-    lines = [line for line in lock.splitlines() if not line.startswith("#")]
-    locked = [_locked_jar(cache, line) for line in lines]
+    cache = MavenContext(repo_cache=cache_folder())
+    locked = [_locked_jar(cache, line) for line in lock_lines()]
     missing = [jar for jar in locked if not jar.is_present()]
     if missing:
         _download(missing, cache.repo_cache, progress)
     return [jar.path for jar in locked]
+
+
+def lock_lines() -> list[str]:
+    """`SHA-256 group:artifact:version` of every file."""
+    lock = importlib.resources.files(__package__).joinpath("kafka.lock").read_text()
+    return [line for line in lock.splitlines() if not line.startswith("#")]
+
+
+def cache_folder() -> Path:
+    """Maven's own."""
+    from jgo.constants import default_maven_repo
+
+    return Path(default_maven_repo())
 
 
 class _LockedJar:

@@ -86,6 +86,7 @@ def ensure(data_dir: Path) -> None:
     _own_folder(SYSTEM_DIR)
     _own_folder(place)
     (place / "belongs-to").write_text(f"{data_dir}\n")
+    _forget_temporary()
     if not link.is_symlink():
         link.symlink_to(place)
 
@@ -115,13 +116,29 @@ def _own_place(data_dir: Path) -> Path:
 
 
 def _was_moved_here(place: Path) -> bool:
-    if place.parent != SYSTEM_DIR or not place.is_dir():
+    if place.parent != SYSTEM_DIR:
         return False
+    origin = _origin(place)
+    return origin is not None and not (origin / "home").is_symlink()
+
+
+def _origin(place: Path) -> Path | None:
     try:
-        origin = Path((place / "belongs-to").read_text().rstrip("\n"))
+        return Path((place / "belongs-to").read_text().rstrip("\n"))
     except OSError:
-        return False
-    return not (origin / "home").is_symlink()
+        return None
+
+
+def _forget_temporary() -> None:
+    """Remove what belonged to temporary folders that are gone, as tests leave them.
+
+    Other folders may come back: they may lie on a disk that is not there right now.
+    """
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for place in SYSTEM_DIR.iterdir():
+        origin = _origin(place)
+        if origin and origin.is_relative_to(temporary) and not origin.exists():
+            remove_place(place)
 
 
 def _own_folder(folder: Path) -> None:

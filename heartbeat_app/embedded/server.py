@@ -1,5 +1,8 @@
 """What Kafka and PostgreSQL have in common as programs: start, watch, end."""
 
+from __future__ import annotations
+
+import contextlib
 import ctypes
 import os
 import shutil
@@ -13,11 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from heartbeat_app.embedded.folder import FolderLock, make_own_folder
 from heartbeat_app.embedded.ports import require_free_port
 from heartbeat_app.exceptions import EmbeddedServerError
+
+if TYPE_CHECKING:
+    import psutil
 
 Progress = Callable[[str], None]
 """Told what is going on, in words for a person, at least every second."""
@@ -279,7 +285,7 @@ class EmbeddedServer(ABC):
         if self._process is None or not self.is_running():
             raise EmbeddedServerError(f"{self.name} does not run.")
         for process in _tree(self._process.pid):
-            process.send_signal(number)
+            _send(process, number)
 
     def _ticks(self, limit: float) -> Iterator[int]:
         """Yields often; the whole seconds waited once each, 0 in between."""
@@ -401,8 +407,9 @@ def set_aside_when_big(log: Path) -> None:
         log.replace(log.with_suffix(".log.1"))
 
 
-# A process number alone is no name: after a restart of the machine or in a
-# container another program soon has it. With the time of its birth it is.
+# A process number alone is no name: after a restart of the machine or in a container
+# another program soon has it. With the time of its birth it is. And with the folder,
+# since a copy of a folder tells of a process that belongs to the original.
 
 
 def _write_own_process(path: Path, pid: int) -> None:
@@ -412,25 +419,27 @@ def _write_own_process(path: Path, pid: int) -> None:
         born = psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:  # it failed at once; waiting for it will tell why
         return
-    path.write_text(f"{pid} {born}\n")
+    path.write_text(f"{pid}\n{born}\n{path.parent}\n")
 
 
 def _read_own_process(path: Path) -> int | None:
-    """The process that the file names, if it is still that process."""
+    """The process that the file names, if it is still that process and ours."""
     import psutil
 
     try:
-        pid_text, born_text = path.read_text().split()
-        pid, born = int(pid_text), float(born_text)
+        pid_text, born_text, folder = path.read_text().split("\n", 2)
+        pid, born, origin = int(pid_text), float(born_text), Path(folder.rstrip("\n"))
         process = psutil.Process(pid)
         # The kernel's clock of births moves a little when the time is set.
         same = abs(process.create_time() - born) < 2
-        return pid if same and process.status() != psutil.STATUS_ZOMBIE else None
+        running = process.status() != psutil.STATUS_ZOMBIE
     except (OSError, ValueError, psutil.Error):
         return None
+    was_copied = origin != path.parent and origin.exists()
+    return pid if same and running and not was_copied else None
 
 
-def _tree(pid: int) -> list[Any]:
+def _tree(pid: int) -> list[psutil.Process]:
     """The process and all below it, the top first."""
     import psutil
 
@@ -443,36 +452,35 @@ def _tree(pid: int) -> list[Any]:
 
 def _kill_tree(pid: int) -> None:
     """Kill and wait: the next start would trip over a child that still runs."""
-    import psutil
-
     processes = _tree(pid)
     for process in processes:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
+        _send(process, signal.SIGKILL)
     _wait_for_end(processes, limit=5)
 
 
 def _end_tree(pid: int, number: signal.Signals, limit: float) -> None:
-    import psutil
-
     processes = _tree(pid)
-    try:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
-        processes[0].send_signal(number)
-    except psutil.NoSuchProcess:
-        pass
+    for process in processes:
+        _send(process, signal.SIGCONT)
+    for process in processes[:1]:
+        _send(process, number)
     _wait_for_end(processes, limit)
     _kill_tree(pid)
 
 
-def _wait_for_end(processes: list[Any], limit: float) -> None:
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    """To a process that may end at any moment by itself."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _wait_for_end(processes: list[psutil.Process], limit: float) -> None:
     """A process that only waits to be reaped (by us or by init) has ended."""
     import psutil
 
-    def lives(process: Any) -> bool:
+    def lives(process: psutil.Process) -> bool:
         try:
             return bool(process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
