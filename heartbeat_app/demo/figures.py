@@ -1,4 +1,4 @@
-"""The figures of the demo's status: from PostgreSQL, and the lag from Kafka as well."""
+"""The figures of the demo's status: the books, Kafka's log and the delays."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from confluent_kafka import KafkaException
 from sqlalchemy import Engine, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from heartbeat_app.audit import Audit, audit
 from heartbeat_app.config import Settings
-from heartbeat_app.kafka import Admin
-from heartbeat_app.storage.tables import ingest_minute, partition_ledger
+from heartbeat_app.kafka import Admin, TopicLog
+from heartbeat_app.storage.books import read_books
+from heartbeat_app.storage.tables import ingest_minute
 
 _LOOK_SECONDS = 0.5
 
@@ -21,14 +23,14 @@ _LOOK_SECONDS = 0.5
 class Figures:
     """One look at what was done so far, over all runs on this data."""
 
-    stored: int
-    duplicate: int
-    refused: int
-    lag: int | None
-    """Records in Kafka that are not in the database yet; None: Kafka is silent."""
+    audit: Audit
     delay_p50_seconds: float | None
     delay_p95_seconds: float | None
     """From a beat's timestamp to its row, of what came in the last minute or two."""
+
+    @property
+    def stored(self) -> int:
+        return self.audit.books.total.stored
 
 
 class FigureReader:
@@ -69,40 +71,27 @@ class FigureReader:
 
     def read(self) -> Figures:
         """Ask now; raises SQLAlchemyError when PostgreSQL does not answer."""
-        ledger, minutes = partition_ledger.c, ingest_minute.c
+        minutes = ingest_minute.c
         lately = func.date_trunc("minute", func.now() - timedelta(minutes=1))
-        histogram = select(
-            func.histogram_sum(minutes.delay_histogram).label("delays")
-        ).where(minutes.minute >= lately)
-        delays = histogram.subquery().c.delays
+        delays = (
+            select(func.histogram_sum(minutes.delay_histogram).label("delays"))
+            .where(minutes.minute >= lately)
+            .subquery()
+            .c.delays
+        )
         with self._engine.connect() as connection:
-            rows = connection.execute(
-                select(partition_ledger).where(ledger.topic == self._topic)
-            ).all()
             p50, p95 = connection.execute(
                 select(
                     func.delay_quantile(delays, 0.5), func.delay_quantile(delays, 0.95)
                 )
             ).one()
-        return Figures(
-            stored=sum(row.stored for row in rows),
-            duplicate=sum(row.duplicate for row in rows),
-            refused=sum(row.dead for row in rows),
-            lag=self._lag(
-                {(row.topic_id, row.partition): row.next_offset for row in rows}
-            ),
-            delay_p50_seconds=p50,
-            delay_p95_seconds=p95,
-        )
+        books = read_books(self._engine)
+        # After the books: a worker that goes on can only have made the logs longer.
+        logs = self._logs({self._topic} | {each.topic for each in books.partitions})
+        return Figures(audit(books, self._topic, logs), p50, p95)
 
-    def _lag(self, read_up_to: dict[tuple[str, int], int]) -> int | None:
+    def _logs(self, topics: set[str]) -> dict[str, TopicLog] | None:
         try:
-            log = self._admin.topic_logs([self._topic]).get(self._topic)
+            return self._admin.topic_logs(topics)
         except KafkaException:
             return None
-        if log is None:
-            return None
-        return sum(
-            max(0, held.end - read_up_to.get((log.topic_id, partition), held.begin))
-            for partition, held in log.partitions.items()
-        )

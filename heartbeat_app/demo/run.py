@@ -321,7 +321,13 @@ class _Demo:
             figures = self._reader.read()
         except SQLAlchemyError as exc:
             return False, f"What was kept could not be counted: {exc}"
-        return True, f"Kept {figures.stored:,} heartbeats, the books balance."
+        kept = f"Kept {figures.stored:,} heartbeats"
+        problems = list(figures.audit.problems)
+        if not figures.audit.complete:
+            problems.append("Kafka did not answer, its log was not checked.")
+        if problems:
+            return False, f"{kept}, but the books do not balance: {' '.join(problems)}"
+        return True, f"{kept}, the books balance."
 
 
 class _StopSignals:

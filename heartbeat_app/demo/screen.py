@@ -147,19 +147,21 @@ def _line(figures: Figures | None, rate: float | None) -> str:
 def _values(figures: Figures | None, rate: float | None) -> list[tuple[str, str]]:
     if figures is None:
         return [("stored", "unknown: PostgreSQL does not answer")]
+    total, lag = figures.audit.books.total, figures.audit.lag
     speed = "" if rate is None else f" ({rate:,.0f}/s)"
-    lag = (
-        "unknown: Kafka does not answer" if figures.lag is None else f"{figures.lag:,}"
-    )
     p50, p95 = figures.delay_p50_seconds, figures.delay_p95_seconds
-    delay = f"p50 {_duration(p50)}, p95 {_duration(p95)}"
-    values = [
-        ("stored", f"{figures.stored:,}{speed}"),
-        ("refused", f"{figures.refused:,}"),
+    values = [("stored", f"{total.stored:,}{speed}"), ("refused", f"{total.dead:,}")]
+    if total.duplicate:
+        values.append(("duplicates", f"{total.duplicate:,}"))
+    if total.missing:
+        values.append(("missing", f"{total.missing:,}"))
+    values += [
+        ("lag", "unknown" if lag is None else f"{lag:,}"),
+        ("delay from beat to row", f"p50 {_duration(p50)}, p95 {_duration(p95)}"),
     ]
-    if figures.duplicate:
-        values.append(("duplicates", f"{figures.duplicate:,}"))
-    return [*values, ("lag", lag), ("delay from beat to row", delay)]
+    if figures.audit.problems:
+        values.append(("books", "do not balance"))
+    return values
 
 
 def _duration(seconds: float | None) -> str:
