@@ -177,7 +177,9 @@ class Topic:
 
     def __init__(self, servers: Servers, name: str) -> None:
         self.name = name
-        config = {"bootstrap.servers": f"127.0.0.1:{servers.kafka.port}"}
+        config: dict[str, Any] = {
+            "bootstrap.servers": f"127.0.0.1:{servers.kafka.port}"
+        }
         self.admin = AdminClient(config)
         self._config = config
 
@@ -205,11 +207,11 @@ class Topic:
         *,
         partition: int | None = None,
         key: Callable[[bytes | None], bytes | None] = lambda value: None,
-        **config: Any,
+        config: Mapping[str, Any] | None = None,
     ) -> int:
         """Send records and wait until Kafka has them; how many."""
         producer = Producer(
-            {**self._config, "linger.ms": 5, "acks": "all", **config},
+            {**self._config, "linger.ms": 5, "acks": "all", **(config or {})},
         )
         failed: list[Any] = []
         sent = 0

@@ -72,5 +72,11 @@ class LaneApp(faust.App):
         watch = TopicWatch(self, self.lane, loop=self.loop, beacon=self.beacon)
         return [*super().on_init_dependencies(), watch]
 
+    def _create_directories(self) -> None:
+        # They hold the files of tables; without tables they are litter, and a
+        # read-only file system is in order.
+        if self.tables.data:
+            super()._create_directories()
+
     def _new_transport(self) -> TransportT:
         return LaneTransport(self.conf.broker_consumer, self)
