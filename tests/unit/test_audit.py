@@ -1,0 +1,136 @@
+"""What the books and Kafka's log say together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from heartbeat_app.audit import audit
+from heartbeat_app.kafka import LogRange, TopicLog
+from heartbeat_app.storage.books import Books, PartitionBooks, Rows
+
+ROW = PartitionBooks(
+    topic="beats",
+    topic_id="new",
+    partition=0,
+    first_offset=10,
+    next_offset=120,
+    end_offset=120,
+    consumed=100,
+    stored=90,
+    duplicate=7,
+    dead=3,
+    missing=4,
+    gap=6,
+    updated_at=datetime(2026, 1, 1, tzinfo=UTC),
+    dead_letters=3,
+)
+SOUND = replace(ROW, next_offset=116, missing=0)
+
+
+def logs(begin: int, end: int, topic_id: str = "new") -> dict[str, TopicLog]:
+    return {"beats": TopicLog("beats", topic_id, {0: LogRange(begin, end)})}
+
+
+def test_books_that_add_up_are_balanced() -> None:
+    books = Books([ROW, replace(ROW, partition=1)])
+    assert books.balanced
+    assert books.total.consumed == 200
+    assert books.total.stored + books.total.duplicate + books.total.dead == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"consumed": 101, "gap": 5}, "off by +1"),
+        ({"stored": 80}, "stored 80 + duplicate 7 + dead 3 = 90; off by +10"),
+        ({"gap": 0}, "missing 4 + gap 0 = 104; off by +6"),
+        ({"next_offset": 119}, "offsets 10 to 118 are 109, but"),
+        ({"dead_letters": 1}, "dead 3, but there are 1 dead letters; off by -2"),
+    ],
+)
+def test_says_which_partition_is_off_by_how_much(
+    changes: dict[str, int], words: str
+) -> None:
+    books = Books([replace(ROW, partition=1), replace(ROW, **changes)])  # type: ignore[arg-type]
+    (problem,) = books.problems
+    assert problem.startswith("beats[0] (topic id new): ")
+    assert words in problem
+    assert not books.balanced
+
+
+def test_rows_are_what_was_stored_and_what_was_replayed() -> None:
+    assert Books([ROW], rows=Rows(counted=92, replayed=2)).balanced
+    (problem,) = Books([ROW], rows=Rows(counted=91, replayed=2)).problems
+    assert "91 rows" in problem
+    assert "off by -1" in problem
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "lag"),
+    [
+        (0, 116, 0),
+        (0, 120, 4),
+        (116, 120, 4),
+        (118, 120, 2),  # what fell out of the log cannot be read any more
+        (120, 120, 0),
+    ],
+)
+def test_lag_is_what_the_log_still_holds_unread(begin: int, end: int, lag: int) -> None:
+    result = audit(Books([SOUND]), "beats", logs(begin, end))
+    assert (result.lag, result.lines[0].lag) == (lag, lag)
+    assert not result.problems
+    assert result.complete
+
+
+def test_a_partition_that_nobody_read_yet_lags_by_all_it_holds() -> None:
+    result = audit(Books([]), "beats", logs(5, 20))
+    assert result.lag == 15
+    assert result.lines[0].books is None
+    assert not result.problems
+
+
+def test_books_ahead_of_the_log_are_a_problem() -> None:
+    result = audit(Books([SOUND]), "beats", logs(0, 100))
+    (problem,) = result.problems
+    assert "next offset is 116, but the log ends at 100; off by +16" in problem
+
+
+def test_a_partition_that_the_topic_has_not_is_a_problem() -> None:
+    result = audit(Books([replace(SOUND, partition=1)]), "beats", logs(0, 0))
+    (problem,) = result.problems
+    assert "no such partition" in problem
+
+
+def test_what_fell_out_of_the_log_unread_is_a_warning() -> None:
+    result = audit(Books([SOUND]), "beats", logs(118, 120))
+    (warning,) = result.warnings
+    assert "2 offsets fell out of the log" in warning
+
+
+def test_missing_records_are_a_warning_for_good() -> None:
+    result = audit(Books([ROW]), "beats", logs(0, 120))
+    (warning,) = result.warnings
+    assert "4 records are missing" in warning
+    assert not result.problems
+
+
+def test_a_topic_made_again_is_not_compared_with_the_old_books() -> None:
+    result = audit(Books([SOUND]), "beats", logs(0, 5, topic_id="newer"))
+    assert not result.problems
+    assert [line.lag for line in result.lines] == [None, 5]
+    assert result.lag == 5
+
+
+def test_a_topic_that_is_not_there_is_a_warning() -> None:
+    result = audit(Books([SOUND]), "beats", {})
+    assert list(result.warnings) == ["Kafka has no topic beats (HEARTBEATS_TOPIC)."]
+
+
+def test_without_kafka_the_rest_is_still_checked() -> None:
+    result = audit(Books([replace(ROW, stored=0)]), "beats", None)
+    assert not result.complete
+    assert result.lag is None
+    assert len(result.problems) == 1

@@ -1,0 +1,204 @@
+"""Settings: real variables win over `.env`, and a wrong one is named and explained."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+import pytest
+
+from heartbeat_app.config import Settings, load_settings, variables
+from heartbeat_app.exceptions import ConfigurationError
+
+PROJECT = Path(__file__).parents[2]
+NOWHERE = Path("/nonexistent/.env")
+REQUIRED = {
+    "POSTGRESQL_USERNAME": "admin",
+    "POSTGRESQL_PASSWORD": "top-secret",
+    "POSTGRESQL_DATABASE": "heartbeat_db",
+}
+
+
+def load(environ: Mapping[str, str], file: Path = NOWHERE) -> Settings:
+    return load_settings({**REQUIRED, **environ}, file)
+
+
+def why_refused(environ: Mapping[str, str]) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        load(environ)
+    return str(caught.value)
+
+
+def test_defaults_point_at_the_servers_that_users_know() -> None:
+    settings = load({})
+    assert (settings.postgresql_host, settings.postgresql_port) == ("127.0.0.1", 5434)
+    assert settings.kafka_bootstrap_servers == "127.0.0.1:9092"
+    assert (settings.web_bind, settings.web_port) == ("127.0.0.1", 6066)
+    assert settings.heartbeats_topic == "heartbeats"
+
+
+def test_a_worker_pointed_at_real_data_invents_nobody_and_keeps_for_ever() -> None:
+    settings = load({})
+    assert settings.synthetic_customers == 0
+    assert settings.retention_days is None
+    assert settings.max_future_seconds == 300
+
+
+def test_real_variables_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("WEB_PORT=7000\nKAFKA_GROUP_ID='from file'\nHEARTBEATS_TOPIC=a\n")
+    settings = load({"WEB_PORT": "8000", "HEARTBEATS_TOPIC": ""}, file)
+    assert settings.web_port == 8000
+    assert settings.kafka_group_id == "from file"
+    assert settings.heartbeats_topic == "heartbeats"  # an empty one unsets
+
+
+def test_reads_the_environment_and_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in variables():
+        monkeypatch.delenv(name, raising=False)
+    Path(".env").write_text("POSTGRESQL_USERNAME=admin\nPOSTGRESQL_DATABASE=db\n")
+    monkeypatch.setenv("POSTGRESQL_PASSWORD", "p")
+    assert load_settings().postgresql_database == "db"
+
+
+def test_an_empty_file_and_no_file_are_the_same(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("")
+    assert load({}, file) == load({})
+
+
+def test_blanks_around_a_value_do_not_count() -> None:
+    assert load({"WEB_PORT": " 7000\n"}).web_port == 7000
+    assert load({"RETENTION_DAYS": "  "}).retention_days is None
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+@pytest.mark.parametrize("value", ["", "  ", None])
+def test_what_must_be_set_is_named(name: str, value: str | None) -> None:
+    environ = {k: v for k, v in REQUIRED.items() if k != name}
+    if value is not None:
+        environ[name] = value
+    with pytest.raises(ConfigurationError, match=f"{name} is not set"):
+        load_settings(environ, NOWHERE)
+
+
+WRONG = {
+    "POSTGRESQL_PORT": ["0", "65536", "-1", "5434.0", "port", "1e3"],
+    "POSTGRESQL_SSLMODE": ["on", "VERIFY-FULL"],
+    "KAFKA_BOOTSTRAP_SERVERS": [
+        "localhost", ":9092", "a:", "a:b", "a:0", "a:65536", "a:9092,", "a:9092,b",
+    ],
+    "KAFKA_SECURITY_PROTOCOL": ["TLS", "plaintext"],
+    "KAFKA_SASL_MECHANISM": ["GSSAPI", "scram-sha-256"],
+    "KAFKA_SSL_CAFILE": ["/nonexistent/ca.pem", "/"],
+    "KAFKA_SSL_CERTFILE": ["/nonexistent/cert.pem"],
+    "KAFKA_SSL_KEYFILE": ["/nonexistent/key.pem"],
+    "HEARTBEATS_TOPIC": [".", "..", "a b", "a/b", "é", "a" * 250],
+    "HEARTBEATS_PARTITIONS": ["0", "10001", "four"],
+    "SYNTHETIC_CUSTOMERS": ["-1", "1000001", "1,000", "many"],
+    "SYNTHETIC_INTERVAL_SECONDS": ["0", "0.001", "86401", "nan", "inf", "1s"],
+    "SYNTHETIC_SEED": ["-1", str(2**63), "x"],
+    "MAX_FUTURE_SECONDS": ["-1", "nan", "inf", "-inf", "5m"],
+    "RETENTION_DAYS": ["0", "-1", "36501", "1.5", "ever"],
+    "WEB_PORT": ["0", "65536", "http"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(n, v) for n, values in WRONG.items() for v in values]
+)
+def test_a_wrong_value_is_named_with_what_it_was_and_what_is_allowed(
+    name: str, value: str
+) -> None:
+    words = why_refused({name: value})
+    assert f"{name} is {value!r}; allowed is " in words
+    assert re.search(r"allowed is \S+ ?\S+", words)
+
+
+def test_every_setting_that_can_be_wrong_is_tried() -> None:
+    anything_goes = {
+        name
+        for name, setting in variables().items()
+        if setting.metadata["parse"].__name__ == "_text"
+    }
+    assert set(WRONG) | anything_goes == set(variables())
+
+
+def test_all_wrong_settings_are_named_at_once() -> None:
+    words = why_refused({"WEB_PORT": "x", "RETENTION_DAYS": "y", "POSTGRESQL_PORT": ""})
+    assert "WEB_PORT" in words
+    assert "RETENTION_DAYS" in words
+    assert "POSTGRESQL_PORT" not in words
+
+
+@pytest.mark.parametrize("protocol", ["SASL_PLAINTEXT", "SASL_SSL"])
+def test_a_login_needs_a_user_and_a_password(protocol: str) -> None:
+    words = why_refused({"KAFKA_SECURITY_PROTOCOL": protocol})
+    for name in ("KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"):
+        assert f"{name} is not set; KAFKA_SECURITY_PROTOCOL={protocol} needs it" in (
+            words
+        )
+
+
+def test_an_error_ends_a_command_with_its_message_and_status_1() -> None:
+    with pytest.raises(click.ClickException) as caught:
+        load({"WEB_PORT": "x"})
+    assert caught.value.exit_code == 1
+    assert "WEB_PORT" in caught.value.format_message()
+
+
+def test_passwords_are_never_shown() -> None:
+    secrets = {
+        "POSTGRESQL_PASSWORD": "top-secret-1",
+        "POSTGRESQL_READER_PASSWORD": "top-secret-2",
+        "KAFKA_SASL_PASSWORD": "top-secret-3",
+    }
+    settings = load(secrets)
+    assert "top-secret" not in repr(settings)
+    assert "top-secret" not in why_refused({**secrets, "WEB_PORT": "x"})
+    named = {n for n, setting in variables().items() if setting.metadata["secret"]}
+    assert named == {n for n in variables() if "PASSWORD" in n} == set(secrets)
+
+
+def test_settings_do_not_change_after_they_were_read() -> None:
+    settings = load({})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.web_port = 1  # type: ignore[misc]
+
+
+def test_the_table_of_the_documents_agrees_with_the_code() -> None:
+    text = (PROJECT / "docs" / "settings.md").read_text()
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| (.+) \| (.+) \| (.+) \|$", text, re.MULTILINE
+    )
+    expected = [
+        (name, setting.metadata["help"], allowed(setting), default(setting))
+        for name, setting in variables().items()
+    ]
+    assert rows == expected
+
+
+def allowed(setting: dataclasses.Field[object]) -> str:
+    try:
+        setting.metadata["parse"]("")
+    except ValueError as words:
+        return str(words)
+    raise AssertionError(f"{setting.name} may be empty")
+
+
+def default(setting: dataclasses.Field[object]) -> str:
+    if setting.default is dataclasses.MISSING:
+        return "must be set"
+    return "unset" if setting.default is None else f"`{setting.default}`"
+
+
+def test_the_example_file_has_every_setting_and_no_other() -> None:
+    text = (PROJECT / ".env.example").read_text()
+    found = re.findall(r"^(?:# )?([A-Z_]+)=", text, re.MULTILINE)
+    assert sorted(found) == sorted(variables())
