@@ -90,13 +90,14 @@ class Buildah:
         self("config", "--cmd=bash", container)
         self("commit", "--quiet", "--rm", container, BASE_IMAGE)
 
-    def build(self, context: Path, tag: str) -> None:
+    def build(self, context: Path, tag: str, *more: str) -> None:
         self(
             "build",
             "--isolation=chroot",
             "--format=docker",  # the other one has no HEALTHCHECK
             "--pull-never",
             f"--tag={tag}",
+            *more,
             str(context),
         )
 

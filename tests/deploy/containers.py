@@ -49,10 +49,15 @@ def environment(name: str) -> dict[str, str]:
 
 
 def command(name: str) -> list[str]:
+    found = service(name)["command"]
+    assert isinstance(found, list)
+    return found
+
+
+def command_here(name: str) -> list[str]:
     """What the container runs, with the program of this Python environment."""
-    words = service(name)["command"]
-    assert isinstance(words, list)
-    return [str(Path(sys.executable).parent / words[0]), *words[1:]]
+    program, *words = command(name)
+    return [str(Path(sys.executable).parent / program), *words]
 
 
 def health_check(name: str) -> list[str]:
@@ -63,10 +68,10 @@ def health_check(name: str) -> list[str]:
     return words if kind == "CMD" else ["/bin/sh", "-c", *words]
 
 
-def app_environment(
-    name: str, folder: Path, *, postgresql: int, kafka: int = 0, web: int = 0
+def environment_here(
+    name: str, *, postgresql: int, kafka: int = 0, web: int = 0
 ) -> dict[str, str]:
-    """Of migrate and worker: compose's over the image's, with the ports given."""
+    """That of migrate or worker, with the ports given instead of compose's."""
     variables = environment(name)
     for variable, inside, here in (
         ("POSTGRESQL_HOST", "postgresql", HERE),
@@ -78,12 +83,16 @@ def app_environment(
         if variable in variables:
             assert variables[variable] == inside
             variables[variable] = here
+    return variables
+
+
+def image_environment(folder: Path) -> dict[str, str]:
+    """What the Dockerfile sets, for a process outside of the image."""
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
         "HOME": str(folder),
         "FAUST_DATADIR": str(folder / "faust"),
         "PYTHONUNBUFFERED": "1",
-        **variables,
     }
 
 
@@ -97,9 +106,12 @@ def app_folder(folder: Path) -> Path:
 def migrate(folder: Path, *, postgresql: int) -> subprocess.CompletedProcess[str]:
     """What the service `migrate` does, once."""
     return subprocess.run(
-        command("migrate"),
+        command_here("migrate"),
         cwd=folder,
-        env=app_environment("migrate", folder, postgresql=postgresql),
+        env={
+            **image_environment(folder),
+            **environment_here("migrate", postgresql=postgresql),
+        },
         capture_output=True,
         text=True,
         timeout=60,

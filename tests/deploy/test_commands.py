@@ -45,9 +45,8 @@ def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
     folder = containers.app_folder(tmp_path)
     done = containers.migrate(folder, postgresql=compose_postgresql.port)
     assert done.returncode == 0, done.stderr
-    environ = containers.app_environment(
+    environ = containers.image_environment(folder) | containers.environment_here(
         "worker",
-        folder,
         postgresql=compose_postgresql.port,
         kafka=compose_kafka.inner_port,
         web=free_port(),
@@ -55,7 +54,7 @@ def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
     log_path = tmp_path / "worker.log"
     with log_path.open("wb") as log:
         worker = subprocess.Popen(
-            containers.command("worker"),
+            containers.command_here("worker"),
             cwd=folder,
             env=environ,
             stdin=subprocess.DEVNULL,
