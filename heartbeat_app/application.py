@@ -33,6 +33,7 @@ from heartbeat_app.watchdog import Watchdog
 MODULES = [
     "heartbeat_app.agents",
     "heartbeat_app.timers",
+    "heartbeat_app.commands",
     "heartbeat_app.web.views",
 ]
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from sqlalchemy import Engine, create_engine, text
@@ -166,7 +166,7 @@ def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
     # but a variable that is there wins over the file.
     return {
         **clean,
-        **{name: "" for name in variables()},
+        **dict.fromkeys(variables(), ""),
         "COLUMNS": "200",
         **environ,
     }
@@ -181,7 +181,7 @@ class Topic:
             "bootstrap.servers": f"127.0.0.1:{servers.kafka.port}"
         }
         self.admin = AdminClient(config)
-        self._config = config
+        self.config = config
 
     def make(self, partitions: int = 4, **config: str) -> None:
         """Make it."""
@@ -197,6 +197,17 @@ class Topic:
             raise
         return True
 
+    def count(self) -> int:
+        """How many offsets all its partitions hold."""
+        consumer = Consumer({**self.config, "group.id": "none"})
+        partitions = consumer.list_topics(self.name).topics[self.name].partitions
+        marks = [
+            consumer.get_watermark_offsets(TopicPartition(self.name, partition))
+            for partition in partitions
+        ]
+        consumer.close()
+        return sum(end - begin for begin, end in marks)
+
     def delete(self) -> None:
         """Delete it."""
         self.admin.delete_topics([self.name])[self.name].result()
@@ -211,7 +222,7 @@ class Topic:
     ) -> int:
         """Send records and wait until Kafka has them; how many."""
         producer = Producer(
-            {**self._config, "linger.ms": 5, "acks": "all", **(config or {})},
+            {**self.config, "linger.ms": 5, "acks": "all", **(config or {})},
         )
         failed: list[Any] = []
         sent = 0
