@@ -20,6 +20,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
 from sqlalchemy import Engine, create_engine, text
 
@@ -207,6 +208,17 @@ class Topic:
         ]
         consumer.close()
         return sum(end - begin for begin, end in marks)
+
+    def configure(self, config: Mapping[str, str]) -> None:
+        """Change its configuration."""
+        entries = [
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in config.items()
+        ]
+        resource = ConfigResource(
+            ConfigResource.Type.TOPIC, self.name, incremental_configs=entries
+        )
+        self.admin.incremental_alter_configs([resource])[resource].result()
 
     def delete(self) -> None:
         """Delete it."""

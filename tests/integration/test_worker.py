@@ -1,36 +1,177 @@
-"""A worker, from topic to table."""
+"""A worker of the application: what it is made of, its pages, its timer."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from sqlalchemy import Engine, text
 
-from tests.servers import Topic, Worker
+from heartbeat_app.synthetic import SyntheticCustomers
+from tests.oracle import Oracle
+from tests.servers import Topic, Worker, run, wait_until
 
 pytestmark = pytest.mark.integration
 
 
-def beats(count: int, *, start: int = 0) -> list[bytes]:
-    return [
-        b'{"customer_id": "c%d", "timestamp": "2026-01-01T00:%02d:%02d.%03d+00:00",'
-        b' "heart_rate": %d}'
-        % (n % 50, n // 60000 % 60, n // 1000 % 60, n % 1000, 60 + n % 40)
-        for n in range(start, start + count)
-    ]
-
-
-def count(engine: Engine, what: str = "heartbeats") -> int:
+def count(engine: Engine, table: str = "heartbeats") -> int:
     with engine.connect() as connection:
-        return int(connection.scalar(text(f"SELECT count(*) FROM {what}")) or 0)
+        return int(connection.scalar(text(f"SELECT count(*) FROM {table}")) or 0)
 
 
-def test_what_is_sent_is_stored(
+def values(oracle: Oracle, records: int, *, bad: float = 0.0) -> list[bytes | None]:
+    return [value for _, _, value in oracle.make(records, bad=bad)]
+
+
+INVENTORY = """
+import json
+from heartbeat_app.application import app
+from faust.cli.faust import cli
+app.finalize(); app.discover(); app.worker_init_post_autodiscover()
+print(json.dumps({
+    "agents": sorted(app.agents),
+    "tasks": sorted(task.__wrapped__.__name__ for task in app._app_tasks),
+    "pages": sorted(app.web.reverse_names.values()),
+    "commands": sorted(cli.commands),
+    "idle": app.conf.broker_max_poll_interval,
+    "session": app.conf.broker_session_timeout,
+}))
+"""
+
+
+def test_faust_finds_all_parts(environ: dict[str, str]) -> None:
+    found = json.loads(run(environ, sys.executable, "-c", INVENTORY))
+    assert found["agents"] == ["store_heartbeats"]
+    assert found["tasks"] == ["send_synthetic_beats"]
+    assert {"/health/live", "/health/ready", "/stats/"} <= set(found["pages"])
+    assert {"worker", "demo", "send", "books", "dead-letters"} <= set(found["commands"])
+    assert found["idle"] >= 86_400
+    assert 10 <= found["session"] <= 15
+
+
+def test_faust_knows_the_commands_too(environ: dict[str, str]) -> None:
+    printed = run(environ, "faust", "-A", "heartbeat_app", "--help")
+    for command in ("worker", "demo", "send", "books", "dead-letters"):
+        assert command in printed
+    assert run(environ, "faust", "-A", "heartbeat_app", "books", "--json")
+
+
+def test_a_wrong_setting_is_named(environ: dict[str, str]) -> None:
+    wrong = {**environ, "WEB_PORT": "many", "POSTGRESQL_DATABASE": ""}
+    for command in (["heartbeat_app"], ["faust", "-A", "heartbeat_app"]):
+        printed = run(wrong, *command, "worker", status=1)
+        assert "WEB_PORT is 'many'; allowed is a whole number" in printed
+        assert "POSTGRESQL_DATABASE is not set" in printed
+        assert "Traceback" not in printed
+        assert environ["POSTGRESQL_PASSWORD"] not in printed
+
+
+def test_the_pages_count_records(
     topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
 ) -> None:
-    topic.make(partitions=2)
-    topic.produce(beats(5_000))
+    topic.make(partitions=1)
+    oracle = Oracle(seed=1, partitions=1)
+    topic.produce(values(oracle, 3_000, bad=0.01))
+    worker = make_worker(RETENTION_DAYS="3650").start()
+    worker.wait_until(lambda: count(engine) == len(oracle.rows), "the beats are stored")
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    assert worker.get("/health/live") == (200, {"alive": True})
+
+    sensor = worker.get("/")[1]["Sensor0"]
+    assert sensor["messages_received_by_topic"][topic.name] == 3_000
+    assert sensor["events_total"] == 3_000
+    assert (sensor["messages_active"], sensor["events_active"]) == (0, 0)
+
+    status, stats = worker.get("/stats/")
+    assert status == 200
+    assert stats["consumed"] == 3_000
+    assert stats["stored"] == len(oracle.rows)
+    assert stats["dead"] == len(oracle.refused) == sum(stats["refused"].values())
+    assert stats["balanced"] is True
+    assert stats["lag"] == 0
+    assert stats["stored_per_second"] > 0
+    assert stats["delay_p50_seconds"] <= stats["delay_p95_seconds"]
+    assert [each["partition"] for each in stats["partitions"]] == [0]
+
+
+def test_books_that_are_off_make_it_unready(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    topic.make(partitions=1)
+    topic.produce(values(Oracle(seed=1, partitions=1), 10))
     worker = make_worker().start()
-    worker.wait_until(lambda: count(engine) == 5_000, "5,000 rows", seconds=30)
-    assert worker.stop() == 0
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                'INSERT INTO dead_letters (topic, topic_id, "partition", "offset",'
+                " headers, reason, detail, first_seen)"
+                " SELECT topic, topic_id, 0, 5, '[]', 'empty', '', now()"
+                " FROM partition_ledger"
+            )
+        )
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 503, "it is not")
+    assert "the books are off" in worker.get("/health/ready")[1]["reasons"][0]
+
+
+def test_the_timer_runs_on_one_worker_and_says_what_it_sent(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    """Also after the worker that ran it is killed."""
+    topic.make(partitions=2)
+    more = {"SYNTHETIC_CUSTOMERS": "50", "SYNTHETIC_SEED": "7"}
+    first = make_worker(**more).start()
+    first.wait_until(lambda: count(engine) >= 150, "three rounds")
+    second = make_worker(**more).start()
+    second.wait_for_log("Worker ready")
+    before = count(engine)
+    second.wait_until(lambda: count(engine) >= before + 150, "three rounds of both")
+    sending = [w for w in (first, second) if sent_lately(w)]
+    assert len(sending) == 1
+    with engine.connect() as connection:
+        rounds = connection.execute(
+            text(
+                'SELECT "timestamp", array_agg(heart_rate ORDER BY customer_id)'
+                " FROM heartbeats GROUP BY 1 HAVING count(*) = 50 ORDER BY 1"
+            )
+        ).all()
+    moments = [row[0] for row in rounds]
+    gaps = [(b - a).total_seconds() for a, b in pairwise(moments)]
+    assert min(gaps) > 0.5, "two workers send at the same time"
+    customers = SyntheticCustomers(50, seed=7)
+    for moment, rates in rounds[:3]:
+        assert rates == [beat.heart_rate for beat in customers.beats(moment)]
+    assert f"Sent 50 heartbeats {topic.name}[0]@0-" in first.log()
+    assert f"heartbeats {topic.name}[0]@0-" in first.log().partition("Stored")[2]
+
+    sending[0].kill()
+    (survivor,) = {first, second} - set(sending)
+    lines = survivor.log().count("Sent 50")
+    survivor.wait_until(
+        lambda: survivor.log().count("Sent 50") > lines, "it takes the timer over"
+    )
+
+
+def sent_lately(worker: Worker) -> bool:
+    lines = worker.log().count("Sent 50")
+    try:
+        wait_until(lambda: worker.log().count("Sent 50") > lines, "sent", seconds=2.5)
+    except AssertionError:
+        return False
+    return True
+
+
+def test_a_timer_that_fails_does_not_end_the_worker(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    """Faust crashes the whole worker when a timer raises."""
+    topic.make(partitions=1)
+    # Kafka refuses the topic's records for as long as they are too large for it.
+    topic.configure({"max.message.bytes": "40"})
+    worker = make_worker(SYNTHETIC_CUSTOMERS="10").start()
+    worker.wait_for_log("Some synthetic heartbeats were not sent")
+    topic.configure({"max.message.bytes": "1048588"})
+    worker.wait_until(lambda: count(engine) >= 10, "the next rounds are sent")

@@ -1,0 +1,92 @@
+"""When the watchdog calls the worker not ready, and when it ends it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from faust.types import TP
+
+from heartbeat_app import watchdog
+from heartbeat_app.lane import Lane
+from heartbeat_app.watchdog import Watchdog
+
+TOPIC = TP("beats", 0)
+
+
+class Worker:
+    """As much of an app as the watchdog looks at, and a clock."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.lane = Lane({"beats"}, ledger=None, topic_ids=lambda topics: {})  # type: ignore[arg-type]
+        self.lane.start(TOPIC, "id", 100, end=100)
+        self.writer = SimpleNamespace(attempts=0)
+        self.rebalancing = False
+        self.watchdog = Watchdog(self, clock=lambda: self.now)
+
+    def look(self, lag: int | None, *, database: bool = True) -> tuple[str, str | None]:
+        """Reasons against readiness, and the reason for an end."""
+        reasons: list[str] = []
+        stalled = self.watchdog._look_at_progress(reasons, lag, database)
+        return ", ".join(reasons), stalled
+
+
+@pytest.fixture
+def worker() -> Worker:
+    return Worker()
+
+
+def test_nothing_to_do_is_no_standstill(worker: Worker) -> None:
+    worker.look(0)
+    worker.now += 10_000
+    assert worker.look(0) == ("", None)
+
+
+def test_lag_without_a_move_is_not_ready_and_then_the_end(worker: Worker) -> None:
+    worker.look(5)
+    worker.now += watchdog.STALLED_SECONDS - 1
+    assert worker.look(5) == ("", None)
+    worker.now += 1
+    reasons, stalled = worker.look(5)
+    assert "nothing was stored for 20 s, 5 are waiting" in reasons
+    assert stalled is None
+    worker.now += watchdog.STANDSTILL_SECONDS - watchdog.STALLED_SECONDS
+    assert "Nothing moved for 75 s" in (worker.look(5)[1] or "")
+
+
+def test_a_move_starts_the_time_anew(worker: Worker) -> None:
+    worker.look(5)
+    worker.now += watchdog.STANDSTILL_SECONDS - 1
+    worker.lane.release(TOPIC, 103)
+    assert worker.look(2) == ("", None)
+    worker.now += watchdog.STALLED_SECONDS - 1
+    assert worker.look(2) == ("", None)
+
+
+def test_retries_keep_it_alive_but_not_ready(worker: Worker) -> None:
+    """A batch that the database refuses again and again needs a person, no restart."""
+    worker.look(5)
+    for _ in range(50):
+        worker.now += 10
+        worker.writer.attempts += 1
+        reasons, stalled = worker.look(5)
+        assert stalled is None
+    assert "nothing was stored" in reasons
+
+
+def test_a_database_that_is_away_is_no_reason_to_end(worker: Worker) -> None:
+    worker.look(5)
+    worker.now += 10_000
+    assert worker.look(5, database=False)[1] is None
+
+
+def test_a_rebalance_may_take_longer(worker: Worker) -> None:
+    worker.rebalancing = True
+    worker.look(5)
+    worker.now += watchdog.REBALANCE_SECONDS - 1
+    reasons, stalled = worker.look(5)
+    assert "being assigned" in reasons
+    assert stalled is None
+    worker.now += 1
+    assert worker.look(5)[1] is not None
