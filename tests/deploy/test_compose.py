@@ -230,6 +230,24 @@ def test_what_is_not_set_is_left_to_the_application(services: dict[str, Any]) ->
     assert with_retention["worker"]["environment"]["RETENTION_DAYS"] == "30"
 
 
+def test_the_pages_of_the_worker_can_be_reached_from_outside_of_its_container(
+    services: dict[str, Any],
+) -> None:
+    environment = services["worker"]["environment"]
+    assert environment["WEB_BIND"] == "0.0.0.0"
+    (port,) = services["worker"]["ports"]
+    assert port.endswith(":" + environment["WEB_PORT"])
+
+
+def test_the_documentation_names_every_variable_that_compose_reads() -> None:
+    file = yaml.safe_load(composefile.COMPOSE_FILE.read_text())
+    read = set(re.findall(r"\$\{(\w+)", composefile.COMPOSE_FILE.read_text()))
+    for service in file["services"].values():
+        read |= {n for n, v in service.get("environment", {}).items() if v is None}
+    documentation = (composefile.PROJECT / "docs" / "deployment.md").read_text()
+    assert read - set(re.findall(r"[A-Z_]{2,}", documentation)) == set()
+
+
 def test_the_worker_is_given_time_to_stop(services: dict[str, Any]) -> None:
     # Docker's own 10 s is what the worker may take; PostgreSQL's docs call 90 s short.
     for name in ("kafka", "postgresql", "worker"):
