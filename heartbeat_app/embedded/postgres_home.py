@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from heartbeat_app.embedded.server import Progress, SystemUser
 from heartbeat_app.exceptions import EmbeddedServerError
@@ -98,8 +99,13 @@ def remove(data_dir: Path) -> None:
 
 def remove_place(place: Path) -> None:
     assert place.parent == SYSTEM_DIR
-    if place.exists():
-        shutil.rmtree(place)
+    shutil.rmtree(place, onerror=_unless_gone)
+
+
+def _unless_gone(function: object, path: str, error: Any) -> None:
+    """Another run may remove the same leftovers at the same time."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def empty_folder(folder: Path, *, owner: SystemUser | None) -> None:

@@ -240,18 +240,18 @@ class Database:
         self._run("pg_dump", "-Fc", "-f", str(self._dump), "heartbeat_db")
 
     def restore(self) -> None:
-        """Put the backup in the place of the database, whoever is connected."""
-        self.engine.dispose()
-        for statement in (
-            "CREATE DATABASE restored",
-            "",
-            "DROP DATABASE heartbeat_db WITH (FORCE)",
-            "ALTER DATABASE restored RENAME TO heartbeat_db",
-        ):
-            if statement:
-                self._run("psql", "-v", "ON_ERROR_STOP=1", "-c", statement, "postgres")
-            else:
-                self._run("pg_restore", "-d", "restored", str(self._dump))
+        """Put the backup in the place of the database, whoever is connected.
+
+        Beside it first: `pg_restore --clean` cannot drop what partitions inherit, and
+        a worker must not see a ledger that has no rows yet.
+        """
+        self._psql("CREATE DATABASE restored")
+        self._run("pg_restore", "-d", "restored", str(self._dump))
+        self._psql("DROP DATABASE heartbeat_db WITH (FORCE)")
+        self._psql("ALTER DATABASE restored RENAME TO heartbeat_db")
+
+    def _psql(self, statement: str) -> None:
+        self._run("psql", "-v", "ON_ERROR_STOP=1", "-c", statement, "postgres")
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

@@ -19,7 +19,7 @@ from typing import Any
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from heartbeat_app.lane import Chunk, LaneApp, LaneSchema, consume
+from heartbeat_app.lane import Chunk, LaneApp, LaneSchema, Rewind, consume
 from heartbeat_app.lane.lane import Lane
 
 OPTIONS: dict[str, Any] = json.loads(os.environ["LANE_APP"])
@@ -103,6 +103,8 @@ async def store(chunk: Chunk) -> None:
     while (FOLDER / "hold").exists():
         await asyncio.sleep(0.05)
     known = ledger.next_offsets(chunk.topic_id, [chunk.partition])[chunk.partition]
+    if chunk.asked > known:
+        raise Rewind(f"{chunk}: the ledger stands at {known}")
     with (FOLDER / "stored").open("a") as file:
         for record in chunk.records:
             if record.offset >= known:

@@ -156,6 +156,23 @@ def test_what_the_group_has_committed_does_not_count(
     worker.wait_for(texts(100))
 
 
+def test_a_ledger_that_went_back_is_followed(
+    make_lane: Callable[..., LaneWorker], topic: Topic
+) -> None:
+    """In many chunks, which Faust would drop as read before."""
+    topic.produce(values(5_000), config={"batch.num.messages": 100})
+    worker = make_lane(conf={"consumer_max_fetch_size": 2_000}).start()
+    worker.wait_for(texts(5_000))
+    assert len(worker.rows("chunks")) > 20
+    path = worker.folder / "ledger.json"
+    (key,) = json.loads(path.read_text())
+    (worker.folder / "stored").unlink()
+    path.write_text(json.dumps({key: 100}))
+    topic.produce(values(1, start=5_000))
+    worker.wait_for(texts(4_901, start=100))
+    assert worker.values() == texts(4_901, start=100)
+
+
 def test_transaction_markers_and_aborted_records_are_gaps(
     make_lane: Callable[..., LaneWorker], topic: Topic, servers: Servers
 ) -> None:
