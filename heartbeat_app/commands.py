@@ -161,6 +161,8 @@ def send(
             )
             for stream, file in zip(streams, files, strict=True)
         ]
+        for recording in recordings:
+            stack.callback(recording.close)  # before its file
         tally = sender.send(paced(recordings, speed))
     click.echo(report.sent(tally, topic))
     if tally.stopped_by is not None:

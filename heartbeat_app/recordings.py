@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO
@@ -55,11 +55,12 @@ def read(
     *,
     customer_id: str | None = None,
     start: datetime | None = None,
-) -> Iterator[Heartbeat | BadLine]:
+) -> Generator[Heartbeat | BadLine]:
     """Read a recording: UTF-8 CSV with the header customer_id,timestamp,heart_rate.
 
     Instants and rates are kept exactly. Blank lines, and further headers (of files
-    that were put one after the other), are passed over.
+    that were put one after the other), are passed over. Read it to its end, or close
+    the generator before the stream.
 
     Arguments:
         stream: The bytes of the file.
