@@ -1,0 +1,87 @@
+"""The lane's state and schema, without Kafka."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from faust.exceptions import DecodeError, ValueDecodeError
+from faust.types import TP
+
+from heartbeat_app.exceptions import LaneError
+from heartbeat_app.lane import Lane, LaneSchema
+from heartbeat_app.lane.lane import MAX_WAITING_BYTES
+
+ZERO, ONE = TP("beats", 0), TP("beats", 1)
+
+
+@pytest.fixture
+def lane() -> Lane:
+    lane = Lane({"beats"}, ledger=None, topic_ids=lambda topics: {})  # type: ignore[arg-type]
+    lane.start(ZERO, "id", 0, end=1_000)
+    lane.start(ONE, "id", 0, end=1_000)
+    return lane
+
+
+def test_two_chunks_of_a_partition_may_wait(lane: Lane) -> None:
+    for position in (10, 20):
+        assert lane.has_room(ZERO)
+        lane.partitions[ZERO].waiting[position] = 1
+    assert not lane.has_room(ZERO)
+    assert lane.has_room(ONE)
+    lane.release(ZERO, 10)
+    assert lane.has_room(ZERO)
+
+
+def test_the_bytes_of_all_partitions_are_bounded_but_one_chunk_always_goes(
+    lane: Lane,
+) -> None:
+    lane.partitions[ZERO].waiting[10] = MAX_WAITING_BYTES
+    assert not lane.has_room(ZERO)
+    assert lane.has_room(ONE)  # or a huge chunk of one would starve the others
+    lane.partitions[ONE].waiting[10] = 1
+    assert not lane.has_room(ONE)
+
+
+def test_what_was_read_before_a_seek_is_stale(lane: Lane) -> None:
+    before = lane.partitions[ZERO].epoch
+    assert lane.is_current(ZERO, before)
+    lane.start(ZERO, "id", 5, end=1_000)
+    assert not lane.is_current(ZERO, before)
+    lane.forget([ZERO])
+    assert not lane.is_current(ZERO, before + 1)
+
+
+def test_a_log_that_ends_before_what_was_read_stays_truncated(lane: Lane) -> None:
+    """Grown past the offset again, it would hide that its records are others."""
+    lane.start(ZERO, "id", 100, end=50)
+    assert not lane.has_room(ZERO)
+    lane.start(ZERO, "id", 100, end=200)
+    assert not lane.has_room(ZERO)
+    lane.start(ZERO, "another id", 0, end=200)
+    assert lane.has_room(ZERO)
+
+
+def test_only_its_own_topics_belong_to_it(lane: Lane) -> None:
+    assert lane.of([ZERO, TP("other", 0)]) == {ZERO}
+
+
+@pytest.mark.parametrize("error", [ValueDecodeError("no"), ValueError("no")])
+def test_a_decoder_that_raises_is_not_a_decode_error(error: Exception) -> None:
+    """For Faust's decode errors it acknowledges the message and drops it."""
+
+    def decode(chunk: object) -> None:
+        raise error
+
+    schema: Any = LaneSchema(decode=decode, encode=bytes)
+    with pytest.raises(LaneError) as raised:
+        schema.loads_value(None, SimpleNamespace(value="heartbeats[0]@0-9"))
+    assert not isinstance(raised.value, DecodeError)
+    assert "heartbeats[0]@0-9" in str(raised.value)
+
+
+def test_values_are_encoded_and_bytes_go_out_as_they_are() -> None:
+    schema: Any = LaneSchema(decode=lambda chunk: chunk, encode=lambda v: b"<%d>" % v)
+    assert schema.dumps_value(None, 7, headers=None)[0] == b"<7>"
+    assert schema.dumps_value(None, b"as it is", headers=None)[0] == b"as it is"
