@@ -12,7 +12,7 @@ from sqlalchemy import Engine, text
 
 from heartbeat_app.synthetic import SyntheticCustomers
 from tests.oracle import Oracle
-from tests.servers import Topic, Worker, run, wait_until
+from tests.servers import PROJECT, Topic, Worker, run, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -115,6 +115,45 @@ def test_books_that_are_off_make_it_unready(
         )
     worker.wait_until(lambda: worker.get("/health/ready")[0] == 503, "it is not")
     assert "the books are off" in worker.get("/health/ready")[1]["reasons"][0]
+
+
+def test_a_log_that_lost_its_end_waits_for_a_person(
+    topic: Topic,
+    engine: Engine,
+    environ: dict[str, str],
+    make_worker: Callable[..., Worker],
+) -> None:
+    """And goes on after the statements of docs/troubleshooting.md."""
+    topic.make(partitions=1)
+    oracle = Oracle(seed=1, partitions=1)
+    topic.produce(values(oracle, 100, bad=0.01))
+    worker = make_worker(RETENTION_DAYS="3650").start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    worker.wait_until(lambda: count(engine) == len(oracle.rows), "all is stored")
+    assert worker.stop() == 0
+    ahead = "UPDATE partition_ledger SET next_offset = 200, gap = gap + 100"
+    with engine.begin() as connection:
+        connection.execute(text(ahead))
+
+    worker.start()
+    worker.wait_for_log("the log ends before offset 200")
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 503, "it is not ready")
+    topic.produce([next(oracle.make(1))[2] for _ in range(150)])
+    worker.wait_until(
+        lambda: "ends before" in str(worker.get("/health/ready")[1]), "it says why"
+    )
+    assert count(engine) < len(oracle.rows), "records that took others' offsets"
+    assert worker.stop() == 0
+
+    page = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    statements = page.partition("      BEGIN;")[2].partition("      COMMIT;")[0]
+    statements = statements.replace("'heartbeats'", f"'{topic.name}'")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(statements.replace("= 2;", "= 0;"))
+    worker.start()
+    worker.wait_until(lambda: count(engine) == len(oracle.rows), "all is stored")
+    assert worker.stop() == 0
+    run(environ, "heartbeat_app", "books")
 
 
 def test_the_timer_runs_on_one_worker_and_says_what_it_sent(
