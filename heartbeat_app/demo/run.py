@@ -227,8 +227,8 @@ class _Demo:
         """Show the status until it is time to stop, or until something is wrong."""
         self._screen.end_steps()
         hint = (
-            f"The password is POSTGRESQL_PASSWORD in .env. Ctrl-C stops everything; "
-            f"the data stays in {DATA_FOLDER}/."
+            "The password is POSTGRESQL_PASSWORD in .env. "
+            f"Ctrl-C stops everything; the data stays in {DATA_FOLDER}/."
         )
         begin = time.monotonic()
         first_beat: float | None = None
@@ -288,7 +288,10 @@ class _Demo:
         """The command that works: not every machine has PostgreSQL's client."""
         if shutil.which("psql"):
             return "psql"
-        return shlex.quote(str(self._postgres.psql))
+        psql = self._postgres.psql
+        if psql.is_relative_to(self._project):
+            psql = psql.relative_to(self._project)
+        return shlex.quote(str(psql))
 
     # After
 
@@ -314,11 +317,12 @@ class _Demo:
             if server.is_running():
                 self._screen.tell(f"Stopping {server.name}")
             server.stop(limit_seconds=limit)
+        self._screen.end_steps()
 
     def _verdict(self) -> tuple[bool, str]:
         """The last line, and whether all is well."""
         try:
-            figures = self._reader.read()
+            figures = self._reader.read(kafka_runs=self._kafka.is_running())
         except SQLAlchemyError as exc:
             return False, f"What was kept could not be counted: {exc}"
         kept = f"Kept {figures.stored:,} heartbeats"

@@ -40,7 +40,7 @@ class Screen:
     """Everything the demo prints goes through here."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False)
         self._live: Live | None = None
         self._step = self._console.status("")
         self._is_terminal = self._console.is_terminal
@@ -59,12 +59,14 @@ class Screen:
             self._safely(self._step.start)
 
     def tell(self, text: str) -> None:
-        self._safely(lambda: self._console.print(Text(text)))
+        self._safely(lambda: self._console.print(Text(text), soft_wrap=True))
 
     def problem(self, text: str) -> None:
         """Something that a person has to know, loudly."""
         self._safely(lambda: self._step.stop())
-        self._safely(lambda: self._console.print(Text(text, style="bold red")))
+        self._safely(
+            lambda: self._console.print(Text(text, style="bold red"), soft_wrap=True)
+        )
 
     def end_steps(self) -> None:
         self._safely(self._step.stop)
@@ -127,9 +129,9 @@ def _picture(
 ) -> RenderableType:
     servers = Table.grid(padding=(0, 2))
     for part in parts:
-        servers.add_row(
-            Text(part.name, style="bold"), part.where, Text(part.what, style="cyan")
-        )
+        servers.add_row(Text(part.name, style="bold"), part.where)
+        if part.what:
+            servers.add_row("", Text(part.what, style="cyan"))
     numbers = Table.grid(padding=(0, 2))
     for name, value in _values(figures, rate):
         numbers.add_row(Text(name, style="bold"), Text(value, style="green"))

@@ -100,6 +100,11 @@ class Worker(EmbeddedServer):
     def _environment(self) -> Mapping[str, str]:
         return {**os.environ, **self._extra}
 
+    def _death_signal(self) -> signal.Signals:
+        # Its Kafka dies at the same moment, and it would wait for that to stop in
+        # order. What it has in hand it finds in Kafka again.
+        return signal.SIGKILL
+
     def _working_folder(self) -> Path:
         return self._project
 

@@ -97,6 +97,10 @@ class EmbeddedServer(ABC):
     def _run_as(self) -> SystemUser | None:
         return None
 
+    def _death_signal(self) -> signal.Signals:
+        """What the kernel sends when the program that started it dies."""
+        return self.stop_signal
+
     def _working_folder(self) -> Path:
         return self.home
 
@@ -176,9 +180,12 @@ class EmbeddedServer(ABC):
         if process is not None and process.poll() is None:
             self.resume()  # a frozen program takes no signals
             process.send_signal(self.stop_signal)
-            try:
-                process.wait(limit_seconds)
-            except subprocess.TimeoutExpired:
+            for waited in self._ticks(limit_seconds):
+                if process.poll() is not None:
+                    break
+                if waited:
+                    self._progress(f"Waiting for {self.name} to stop ({waited} s)")
+            else:
                 self._progress(f"{self.name} does not stop, ending it")
         self.kill()
 
@@ -276,7 +283,7 @@ class EmbeddedServer(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent(self.stop_signal),
+                preexec_fn=die_with_parent(self._death_signal()),
                 **identity,
             )
         _write_own_process(self._pid_file, self._process.pid)
