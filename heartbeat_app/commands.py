@@ -57,8 +57,12 @@ _reason_option = click.option(
     type=click.FloatRange(min=0, min_open=True),
     help="Stop by itself, so many seconds after the first stored beat.",
 )
-@click.option("--fresh", is_flag=True, help="Delete what earlier runs kept; asks.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Begin anew: delete what earlier runs kept, after asking.",
+)
+@click.option("--yes", is_flag=True, help="With --fresh: do not ask.")
 @click.pass_context
 def demo(ctx: click.Context, seconds: float | None, fresh: bool, yes: bool) -> None:
     """Run everything on this machine, without Docker.

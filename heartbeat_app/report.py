@@ -69,11 +69,11 @@ def sending_problem(tally: Tally) -> str | None:
 
 
 def _beats(number: int) -> str:
-    return f"{number:,} beat{'' if number == 1 else 's'}"
+    return _many(number, "beat")
 
 
 def _lines(number: int) -> str:
-    return f"{number:,} bad line{'' if number == 1 else 's'}"
+    return _many(number, "bad line")
 
 
 # books
@@ -104,7 +104,7 @@ def books_table(audit: Audit) -> str:
         parts.append("Nothing was read yet.")
     if audit.books.rows is not None:
         parts.append(
-            f"{audit.books.rows.counted:,} rows in heartbeats, "
+            f"{_many(audit.books.rows.counted, 'row')} in heartbeats, "
             f"{audit.books.rows.replayed:,} of them stored by replay."
         )
     return "\n".join(parts)
@@ -200,10 +200,8 @@ def letters_table(letters: Sequence[Letter], counts: Mapping[str, int]) -> str:
         for letter in letters
     ]
     kinds = ", ".join(f"{number:,} {reason}" for reason, number in counts.items())
-    return (
-        _columns([head, *rows])
-        + f"\n{len(letters):,} of {sum(counts.values()):,} dead letters: {kinds}."
-    )
+    all_letters = _many(sum(counts.values()), "dead letter")
+    return f"{_columns([head, *rows])}\n{len(letters):,} of {all_letters}: {kinds}."
 
 
 def letters_json(letters: Sequence[Letter], counts: Mapping[str, int]) -> str:
@@ -247,18 +245,19 @@ def letter_json(letter: Letter, contents: Contents) -> str:
 
 def replaying(so_far: Replayed) -> str:
     """How far it is."""
-    return f"{so_far.done:,} of {so_far.pending:,} letters, {_outcomes(so_far)}"
+    return f"{so_far.done:,} of {_many(so_far.pending, 'letter')}, {_outcomes(so_far)}"
 
 
 def replayed(result: Replayed, *, dry_run: bool) -> str:
     """What came of it; the last line on standard output."""
     if not result.done:
         return "There is nothing to replay."
-    words = f"Replayed {result.done:,} dead letters: {_outcomes(result)}."
+    letters = _many(result.done, "dead letter")
+    words = f"Replayed {letters}: {_outcomes(result)}."
     if dry_run:
         words = (
-            f"A replay of {result.done:,} dead letters would give: "
-            f"{_outcomes(result)}. Nothing was changed."
+            f"A replay of {letters} would give: {_outcomes(result)}. "
+            "Nothing was changed."
         )
     if result.elsewhere:
         words += f" Another replay has {result.elsewhere:,} of them in hand."
@@ -317,6 +316,10 @@ def _bytes_json(value: bytes | None) -> object:
 
 
 # Forms
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _columns(rows: Iterable[Sequence[object]]) -> str:

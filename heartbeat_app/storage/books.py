@@ -61,8 +61,8 @@ class PartitionBooks:
             )
         if self.dead != self.dead_letters:
             yield (
-                f"{self}: dead {self.dead:,}, but there are {self.dead_letters:,} "
-                f"dead letters; {_off_by(self.dead_letters - self.dead)}."
+                f"{self}: dead {self.dead:,}, but counted dead letters are "
+                f"{self.dead_letters:,}; {_off_by(self.dead_letters - self.dead)}."
             )
 
 
@@ -172,7 +172,7 @@ def read_books(engine: Engine, *, deep: bool = False) -> Books:
             )
         ]
         strays = [
-            f"There are {count:,} dead letters of topic id {topic_id}, partition "
+            f"Dead letters: {count:,} of topic id {topic_id}, partition "
             f"{partition}, which is not in the ledger."
             for (topic_id, partition), count in sorted(letters.items())
         ]

@@ -82,13 +82,13 @@ WRONG = [
     ),
     (
         "DELETE FROM dead_letters WHERE reason = 'empty'",
-        "dead 3, but there are 2 dead letters; off by -1",
+        "dead 3, but counted dead letters are 2; off by -1",
     ),
     (
         'INSERT INTO dead_letters (topic, topic_id, partition, "offset", headers,'
         " reason, detail, first_seen)"
         " VALUES ('beats', 'topic-id', 0, 99, '[]', 'empty', '', now())",
-        "dead 3, but there are 4 dead letters; off by +1",
+        "dead 3, but counted dead letters are 4; off by +1",
     ),
 ]
 
@@ -113,7 +113,7 @@ def test_dead_letters_of_unknown_partitions_are_named(
 ) -> None:
     execute(engine, "UPDATE dead_letters SET partition = 7 WHERE reason = 'empty'")
     problems = read_books(engine).problems
-    assert "There are 1 dead letters of topic id topic-id, partition 7" in problems[1]
+    assert "Dead letters: 1 of topic id topic-id, partition 7" in problems[1]
 
 
 @pytest.mark.parametrize(

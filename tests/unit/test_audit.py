@@ -48,7 +48,7 @@ def test_books_that_add_up_are_balanced() -> None:
         ({"stored": 80}, "stored 80 + duplicate 7 + dead 3 = 90; off by +10"),
         ({"gap": 0}, "missing 4 + gap 0 = 104; off by +6"),
         ({"next_offset": 119}, "offsets 10 to 118 are 109, but"),
-        ({"dead_letters": 1}, "dead 3, but there are 1 dead letters; off by -2"),
+        ({"dead_letters": 1}, "dead 3, but counted dead letters are 1; off by -2"),
     ],
 )
 def test_says_which_partition_is_off_by_how_much(
