@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 import psycopg2
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import copy, errors
+from heartbeat_app.storage import copy, days, errors
 
 COPY_BEATS = (
     'COPY heartbeats (customer_id, "timestamp", heart_rate)'
     " FROM STDIN WITH (FORMAT text)"
 )
 
-# One a session; emptied by each commit.
+# One a session; emptied by each commit. It takes every beat, so that a row at fault
+# fails where it is inserted.
 MAKE_STAGING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_beats (
     index INTEGER NOT NULL,
-    customer_id VARCHAR(255) NOT NULL,
+    customer_id TEXT NOT NULL,
     "timestamp" TIMESTAMPTZ NOT NULL,
     heart_rate INTEGER NOT NULL
 ) ON COMMIT DELETE ROWS
@@ -39,21 +42,25 @@ INSERT_STAGED = """
 INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)
 SELECT DISTINCT ON (customer_id, "timestamp") customer_id, "timestamp", heart_rate
 FROM staged_beats
+WHERE index >= %s AND index < %s
 ORDER BY customer_id, "timestamp", index
 ON CONFLICT (customer_id, "timestamp") DO NOTHING
 RETURNING "timestamp"
 """
 
 # A statement of its own: only then does it see rows that another transaction
-# committed while the insert waited for it. The bounds leave the other days out.
+# committed while the insert waited for it.
 SELECT_CONFLICTS = """
 SELECT staged.index
 FROM staged_beats AS staged
 JOIN heartbeats AS there USING (customer_id, "timestamp")
-WHERE there.heart_rate <> staged.heart_rate
-  AND there."timestamp" BETWEEN %s AND %s
-ORDER BY staged.index
+WHERE there.heart_rate <> staged.heart_rate AND
 """
+
+# What leaves the other days out, so that they are neither opened nor locked. Bounded,
+# since planning takes the square of the number of days.
+ON_THAT_DAY = '(there."timestamp" >= %s AND there."timestamp" < %s)'
+DAYS_A_QUERY = 25
 
 
 @dataclass(slots=True)
@@ -74,78 +81,92 @@ class Inserted:
 
 
 def insert_beats(connection: Connection, beats: Sequence[Heartbeat]) -> Inserted:
-    """Insert beats inside the connection's transaction.
+    """Insert beats inside the connection's transaction, once in each.
 
     Raises:
         psycopg2.Error: Anything but a row at fault; the transaction is to be rolled
             back and tried again.
     """
     found = Inserted()
-    _insert(connection, beats, 0, found)
+    if not beats:
+        return found
+    # psycopg2's own cursor, for COPY, which SQLAlchemy does not know.
+    cursor: Any = connection.connection.cursor()
+    with cursor:
+        if _copy_new(cursor, beats):
+            found.stored = [beat.timestamp for beat in beats]
+            return found
+        cursor.execute(MAKE_STAGING)
+        copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_text(beats))
+        _insert_staged(cursor, 0, len(beats), found)
+        if len(found.stored) + len(found.rejected) < len(beats):
+            rejected = {index for index, _ in found.rejected}
+            conflicts = _find_conflicts(cursor, beats)
+            found.conflicts = [each for each in conflicts if each not in rejected]
+    elsewhere = len(found.stored) + len(found.conflicts) + len(found.rejected)
+    found.duplicate = len(beats) - elsewhere
     return found
 
 
-def _insert(
-    connection: Connection, beats: Sequence[Heartbeat], first: int, found: Inserted
-) -> None:
-    if not beats:
-        return
+def _copy_new(cursor: Any, beats: Sequence[Heartbeat]) -> bool:
+    """The fast way; whether it went, that is, whether all beats are new and valid."""
     try:
-        if not _copy_new(connection, beats, found):
-            _insert_staged(connection, beats, first, found)
+        with _savepoint(cursor):
+            copy.copy_in(cursor, COPY_BEATS, copy.beats_text(beats))
+    except psycopg2.Error as error:
+        if errors.is_duplicate(error) or errors.is_row_fault(error):
+            return False
+        raise
+    return True
+
+
+def _insert_staged(cursor: Any, first: int, end: int, found: Inserted) -> None:
+    """Insert the staged beats of these indexes that are not in the table."""
+    try:
+        with _savepoint(cursor):
+            cursor.execute(INSERT_STAGED, (first, end))
+            stored = [row[0] for row in cursor.fetchall()]
     except psycopg2.Error as error:
         if not errors.is_row_fault(error):
             raise
-        if len(beats) == 1:
+        if end - first == 1:
             words = error.diag.message_primary or type(error).__name__
             found.rejected.append((first, words))
             return
         # Some row is at fault: find it by halves, so that only it is refused.
-        half = len(beats) // 2
-        _insert(connection, beats[:half], first, found)
-        _insert(connection, beats[half:], first + half, found)
+        half = (first + end) // 2
+        _insert_staged(cursor, first, half, found)
+        _insert_staged(cursor, half, end, found)
+    else:
+        found.stored.extend(stored)
 
 
-def _copy_new(
-    connection: Connection, beats: Sequence[Heartbeat], found: Inserted
-) -> bool:
-    """The fast way; whether it went, that is, whether all beats are new."""
+@contextmanager
+def _savepoint(cursor: Any) -> Iterator[None]:
+    """What fails inside leaves the transaction as it was.
+
+    SQLAlchemy's does not release a savepoint that it went back to: thousands of them
+    would lie one in the other, and each statement would take longer than the last.
+    """
+    cursor.execute("SAVEPOINT beats")
     try:
-        with connection.begin_nested(), _cursor(connection) as cursor:
-            copy.copy_in(cursor, COPY_BEATS, copy.beats_text(beats))
-    except psycopg2.Error as error:
-        if errors.is_duplicate(error):
-            return False
+        yield
+    except psycopg2.Error:
+        cursor.execute("ROLLBACK TO SAVEPOINT beats")
+        cursor.execute("RELEASE SAVEPOINT beats")
         raise
-    found.stored.extend([beat.timestamp for beat in beats])
-    return True
+    cursor.execute("RELEASE SAVEPOINT beats")
 
 
-def _insert_staged(
-    connection: Connection, beats: Sequence[Heartbeat], first: int, found: Inserted
-) -> None:
-    """The slower way, which tells new, duplicate and conflicting beats apart."""
-    timestamps = [beat.timestamp for beat in beats]
-    with connection.begin_nested(), _cursor(connection) as cursor:
-        cursor.execute(MAKE_STAGING)
-        cursor.execute("DELETE FROM staged_beats")  # of a half before this one
-        copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_text(beats))
-        cursor.execute(INSERT_STAGED)
-        stored = [row[0] for row in cursor.fetchall()]
-        conflicts: list[int] = []
-        if len(stored) < len(beats):
-            cursor.execute(SELECT_CONFLICTS, (min(timestamps), max(timestamps)))
-            conflicts = [first + row[0] for row in cursor.fetchall()]
-    found.stored.extend(stored)
-    found.conflicts.extend(conflicts)
-    found.duplicate += len(beats) - len(stored) - len(conflicts)
-
-
-def _cursor(connection: Connection) -> Any:
-    """psycopg2's cursor, for COPY, which SQLAlchemy does not know."""
-    return connection.connection.cursor()
-
-
-def count_beats(connection: Connection) -> int:
-    """How many rows there are; reads them all."""
-    return int(connection.scalar(text("SELECT count(*) FROM heartbeats")) or 0)
+def _find_conflicts(cursor: Any, beats: Sequence[Heartbeat]) -> list[int]:
+    """Indexes of staged beats whose key is in the table with another heart rate."""
+    found: list[int] = []
+    wanted = iter(sorted(days.days_of(beats)))
+    while some := list(islice(wanted, DAYS_A_QUERY)):
+        condition = " OR ".join([ON_THAT_DAY] * len(some))
+        cursor.execute(
+            f"{SELECT_CONFLICTS} ({condition})",
+            [bound for day in some for bound in days.bounds(day)],
+        )
+        found.extend(row[0] for row in cursor.fetchall())
+    return sorted(found)

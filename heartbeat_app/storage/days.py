@@ -27,6 +27,11 @@ def day_table(day: date) -> str:
     return f"heartbeats_{day:%Y_%m_%d}"
 
 
+def bounds(day: date) -> tuple[str, str]:
+    """The instant that the day begins at, and that the next one does."""
+    return f"{day} 00:00:00+00", f"{day + timedelta(days=1)} 00:00:00+00"
+
+
 def days_of(beats: Sequence[Heartbeat]) -> set[date]:
     """The UTC days of the beats."""
     if not beats:
@@ -72,6 +77,7 @@ def ensure_days(engine: Engine, days: Iterable[date]) -> None:
 def _make_day(connection: Connection, day: date) -> None:
     # Names and bounds are made of a date, not of anybody's input.
     table = day_table(day)
+    begin, end = bounds(day)
     connection.execute(
         text(
             f"CREATE TABLE {table}"
@@ -81,8 +87,7 @@ def _make_day(connection: Connection, day: date) -> None:
     connection.execute(
         text(
             f"ALTER TABLE heartbeats ATTACH PARTITION {table}"
-            f" FOR VALUES FROM ('{day} 00:00:00+00')"
-            f" TO ('{day + timedelta(days=1)} 00:00:00+00')"
+            f" FOR VALUES FROM ('{begin}') TO ('{end}')"
         )
     )
 
