@@ -76,7 +76,8 @@ def book(
     Raises:
         BooksError: They do not add up.
     """
-    if counts["consumed"] != sum(counts[n] for n in ("stored", "duplicate", "dead")):
+    sorted_out = sum(counts[name] for name in ("stored", "duplicate", "dead"))
+    if counts["consumed"] != sorted_out or min(counts.values()) < 0:
         raise BooksError(
             f"A batch of {topic_id}[{partition}] up to {next_offset - 1} does not add "
             f"up: {dict(counts)}. It was rolled back; please report this."
