@@ -252,11 +252,12 @@ def insert_dead_letters(
         }
         for each in refused
     ]
-    # There already only where a person had the partition read again.
     connection.execute(
-        insert(dead_letters).on_conflict_do_nothing(
-            index_elements=["topic_id", "partition", "offset"]
-        ),
+        insert(dead_letters)
+        # There already only where a person had the partition read again.
+        .on_conflict_do_nothing(index_elements=["topic_id", "partition", "offset"])
+        # Without it SQLAlchemy sends every row in a statement of its own.
+        .returning(dead_letters.c.id),
         rows,
     )
 
