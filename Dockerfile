@@ -3,9 +3,7 @@
 FROM debian:bookworm-slim AS build
 # Debian stable changes a version only to mend it; a pinned one soon cannot be found.
 # hadolint ignore=DL3008
-RUN apt-get update \
- && apt-get install -y --no-install-recommends python3 python3-venv \
- && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends python3 python3-venv
 # pip stays here: the environment that is copied below has none.
 RUN python3 -m venv /opt/pip \
  && python3 -m venv --without-pip /opt/heartbeat_app

@@ -208,7 +208,8 @@ def test_only_the_range_that_is_shown_is_read(
     view = View(NOON + timedelta(seconds=90), NOON + timedelta(seconds=95), "1m")
     answer = ask_panel(grafana, "Heartbeat Rate Over Time", view)
     assert answer.rows == [(NOON + timedelta(minutes=1), 70, 60, 80)]
-    assert ask_panel(grafana, "Latest Per Customer", view).rows[0][1] == view.end
+    after_all = View(NOON + timedelta(seconds=599.5), TEN_MINUTES.end, "1m")
+    assert ask_panel(grafana, "Heartbeat Rate Over Time", after_all).rows == []
 
 
 def test_the_query_of_the_old_readme_still_works(
@@ -303,6 +304,24 @@ def test_latest_per_customer(grafana: Connection, ten_minutes_of_beats: None) ->
     assert answer.rows == [
         (f"customer-{number}", view.end, 60 + 10 * number) for number in range(3)
     ]
+
+
+def test_latest_per_customer_reads_the_newest_beats(
+    grafana: Connection, ten_minutes_of_beats: None, owner: Connection
+) -> None:
+    """Of 25,000 more beats of one customer before noon, and one last beat at noon."""
+    with owner.cursor() as cursor:
+        cursor.execute(
+            'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)'
+            " SELECT 'early', %(noon)s - n * interval '10 ms', 70"
+            " FROM generate_series(1, 25000) AS n"
+            " UNION ALL SELECT 'last', %(noon)s, 70",
+            {"noon": NOON},
+        )
+    view = View(NOON - timedelta(hours=1), NOON, "1m")
+    rows = ask_panel(grafana, "Latest Per Customer", view).rows
+    assert ("last", NOON, 70) in rows
+    assert ("early", NOON - timedelta(milliseconds=10), 70) in rows
 
 
 def test_columns_that_are_formatted_exist(
