@@ -152,8 +152,9 @@ def _savepoint(cursor: Any) -> Iterator[None]:
     try:
         yield
     except psycopg2.Error:
-        cursor.execute("ROLLBACK TO SAVEPOINT beats")
-        cursor.execute("RELEASE SAVEPOINT beats")
+        if not cursor.connection.closed:
+            cursor.execute("ROLLBACK TO SAVEPOINT beats")
+            cursor.execute("RELEASE SAVEPOINT beats")
         raise
     cursor.execute("RELEASE SAVEPOINT beats")
 

@@ -47,6 +47,8 @@ def make_engine(
             "application_name": application_name,
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "options": options,
+            # Whatever PGCLIENTENCODING says: there is no beat that UTF-8 cannot hold.
+            "client_encoding": "utf8",
             # A peer that went silent is given up after about 10 s.
             "keepalives": 1,
             "keepalives_idle": 5,

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import socket
 import threading
@@ -24,8 +25,9 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import psycopg2
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
 from heartbeat_app.exceptions import LedgerWentBackError
@@ -34,10 +36,19 @@ from heartbeat_app.storage.beats import insert_beats
 from heartbeat_app.storage.tables import dead_letters
 from heartbeat_app.validation import Reason, Refusal
 
+log = logging.getLogger(__name__)
+
 # A worker that froze inside its transaction holds its partition's row. The one that
 # took the partition over waits for the lock's time-out once, then this long, and ends
 # the session that blocks it.
 END_BLOCKERS_AFTER_SECONDS = 1.0
+
+# Ended in the list of what is selected, which is worked out for those rows only: the
+# conditions may be checked in any order.
+END_BLOCKERS = text(
+    "SELECT pid, application_name, pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE pid = ANY(pg_blocking_pids(:pid)) AND usename = current_user"
+)
 
 CONFLICT_DETAIL = (
     "A beat of this customer at this instant is stored with another heart rate; the "
@@ -78,9 +89,13 @@ class Writer:
         self._engine = engine
         self._clock = clock
         self._known_days: set[date] = set()
-        self.attempts = 0  # how often a write has ended, whichever way
         self._blocked = False
-        self._connection: Any = None  # psycopg2's, while a batch is written
+        self.attempts = 0  # how often a write has ended, whichever way
+        # psycopg2's connections, while they are used.
+        self._in_use: set[Any] = set()
+        event.listen(engine, "checkout", lambda each, *_: self._in_use.add(each))
+        for ending in ("checkin", "invalidate"):
+            event.listen(engine, ending, lambda each, *_: self._in_use.discard(each))
 
     def write(self, batch: Batch) -> Written:
         """Store a batch, exactly once however often it is called with it.
@@ -90,30 +105,38 @@ class Writer:
             sqlalchemy.exc.DBAPIError, psycopg2.Error: Nothing was written, but the
                 same batch may be tried again.
         """
-        batch = self._make_days(batch)
-        with self._engine.connect() as connection:
-            self._connection = connection.connection.dbapi_connection
-            try:
-                with connection.begin():
+        try:
+            batch = self._make_days(batch)
+            with self._engine.begin() as connection:
+                raw: Any = connection.connection.dbapi_connection
+                try:
                     return self._write(connection, batch)
-            except Exception as error:
-                if errors.is_missing_day(error):
-                    self._known_days.clear()  # dropped behind our back
-                if self._connection.closed:
-                    connection.invalidate()
-                raise
-            finally:
-                self._connection = None
-                self.attempts += 1
+                except psycopg2.Error as error:
+                    # SQLAlchemy knows nothing of COPY's errors. On a connection that
+                    # is gone its rollback would fail and hide this one.
+                    if raw.closed:
+                        connection.invalidate(error)
+                    raise
+        except LedgerWentBackError:
+            raise
+        except Exception as error:
+            if errors.is_missing_day(error):
+                self._known_days.clear()  # dropped behind our back
+            # The next attempt begins with new sessions: one that was opened while
+            # the database was read-only stays so.
+            self._engine.dispose()
+            raise
+        finally:
+            self.attempts += 1
 
     def interrupt(self) -> None:
         """Break off a write that hangs, from another thread; it raises there."""
-        connection = self._connection
-        with (
-            suppress(OSError, AttributeError, psycopg2.Error),
-            socket.socket(fileno=os.dup(connection.fileno())) as line,
-        ):
-            line.shutdown(socket.SHUT_RDWR)
+        for connection in list(self._in_use):
+            with (
+                suppress(OSError, psycopg2.Error),
+                socket.socket(fileno=os.dup(connection.fileno())) as line,
+            ):
+                line.shutdown(socket.SHUT_RDWR)
 
     def _make_days(self, batch: Batch) -> Batch:
         """Make the days of the batch; beats whose day cannot be made are refused."""
@@ -217,14 +240,18 @@ class Writer:
         return next_offset
 
     def _end_blockers(self, pid: int) -> None:
-        with suppress(Exception), self._engine.begin() as connection:
-            connection.execute(
-                text(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                    " WHERE pid = ANY(pg_blocking_pids(:pid))"
-                    " AND usename = current_user"
-                ),
-                {"pid": pid},
+        try:
+            with self._engine.begin() as connection:
+                ended = connection.execute(END_BLOCKERS, {"pid": pid}).all()
+        except SQLAlchemyError as error:
+            log.warning("Cannot end who blocks the ledger: %s", errors.words(error))
+            return
+        for blocker, application, _ in ended:
+            log.warning(
+                "Ended session %d (%s), which held the ledger of this partition: a "
+                "frozen worker?",
+                blocker,
+                application,
             )
 
 

@@ -293,6 +293,16 @@ def test_an_accepted_beat_is_kept_byte_for_byte(
     assert kept.beats() == rows_of(found)
 
 
+def test_the_environments_encoding_changes_nothing(
+    make_writer: MakeWriter, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    found = [beat("é"), beat("😀")]
+    assert what(make_writer().write(batch_of(found))) == (2, 0, 0)
+    monkeypatch.delenv("PGCLIENTENCODING")
+    assert kept.beats() == rows_of(found)
+
+
 def test_a_beat_lies_in_the_partition_of_its_day_in_utc(
     writer: Writer, kept: Kept
 ) -> None:
