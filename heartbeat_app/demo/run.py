@@ -6,12 +6,9 @@ import errno
 import os
 import shlex
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
 
 import click
 from confluent_kafka import KafkaException
@@ -20,12 +17,19 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.config import Settings
 from heartbeat_app.demo.figures import FigureReader
+from heartbeat_app.demo.preflight import (
+    ROOM_TO_RUN_BYTES,
+    ROOM_TO_START_BYTES,
+    require_local,
+    require_room,
+)
 from heartbeat_app.demo.screen import Part, Screen
+from heartbeat_app.demo.signals import StopSignals
 from heartbeat_app.demo.worker import Worker
 from heartbeat_app.embedded import EmbeddedServer, KafkaServer, PostgresServer
 from heartbeat_app.embedded.folder import FolderLock, make_own_folder
 from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
-from heartbeat_app.embedded.server import run_to_end
+from heartbeat_app.embedded.processes import run_to_end
 from heartbeat_app.exceptions import EmbeddedServerError, HeartbeatError
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.topics import ensure_topic
@@ -34,12 +38,6 @@ DATA_FOLDER = ".heartbeat"
 
 SYNTHETIC_CUSTOMERS = "1000"
 
-ROOM_TO_START_BYTES = 1_000_000_000
-"""A new database takes 50 MB, an hour of 1,000 beats a second about 1 GB."""
-
-ROOM_TO_RUN_BYTES = 200_000_000
-"""With less left, stop in order before Kafka and PostgreSQL run into the wall."""
-
 WORKER_STOP_SECONDS = 5.0
 KAFKA_STOP_SECONDS = 2.0
 POSTGRESQL_STOP_SECONDS = 2.0
@@ -47,7 +45,6 @@ POSTGRESQL_STOP_SECONDS = 2.0
 
 FIRST_BEAT_LIMIT_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
-_LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def run_demo(
@@ -71,8 +68,8 @@ def run_demo(
     """
     screen = Screen()
     try:
-        _require_local(settings)
-        with _StopSignals() as signals:
+        require_local(settings)
+        with StopSignals() as signals:
             demo = _Demo(settings, project or Path.cwd(), screen, signals)
             return demo.run(seconds=seconds, fresh=fresh, yes=yes)
     except HeartbeatError as exc:
@@ -101,7 +98,7 @@ class _Demo:
         settings: Settings,
         project: Path,
         screen: Screen,
-        signals: _StopSignals,
+        signals: StopSignals,
     ) -> None:
         self._settings = settings
         self._project = project
@@ -149,7 +146,7 @@ class _Demo:
             if fresh and not self._start_anew(yes=yes):
                 self._screen.tell("Nothing was deleted, nothing was started.")
                 return 1
-            self._require_room(ROOM_TO_START_BYTES)
+            require_room(self._folders(), ROOM_TO_START_BYTES)
             problem: EmbeddedServerError | None = None
             try:
                 self._start()
@@ -188,15 +185,9 @@ class _Demo:
         self._worker.log_path.unlink(missing_ok=True)
         return True
 
-    def _require_room(self, needed: int) -> None:
-        for folder in {self._data, _existing(self._postgres.home)}:
-            free = shutil.disk_usage(folder).free
-            if free < needed:
-                raise EmbeddedServerError(
-                    f"The disk of {folder} is nearly full: {free / 1e6:,.0f} MB are "
-                    f"free, the demo needs {needed / 1e6:,.0f} MB.\n"
-                    "Make room and start again: what was kept is still there."
-                )
+    def _folders(self) -> set[Path]:
+        """Where data is kept: root's PostgreSQL has a place of its own."""
+        return {self._data, self._postgres.home}
 
     def _start(self) -> None:
         # A taken port is told at once, not after a minute of downloads.
@@ -258,7 +249,7 @@ class _Demo:
         for server in (self._postgres, self._kafka):
             if not server.is_running():
                 raise server.failure("ended by itself")
-        self._require_room(ROOM_TO_RUN_BYTES)
+        require_room(self._folders(), ROOM_TO_RUN_BYTES)
         if report := self._worker.keep_running():
             self._screen.problem(report)
 
@@ -334,88 +325,9 @@ class _Demo:
         return True, f"{kept}, the books balance."
 
 
-class _StopSignals:
-    """Ctrl-C, `kill` and a closed terminal end the demo in order: once.
-
-    The first raises KeyboardInterrupt in the main thread; what comes while things
-    are being stopped is ignored, it takes a few seconds at most.
-    """
-
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def __init__(self) -> None:
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._before = {n: signal.signal(n, self._raise) for n in self._NUMBERS}
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def ignore(self) -> None:
-        for number in self._NUMBERS:
-            signal.signal(number, signal.SIG_IGN)
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        self.ignore()
-        raise KeyboardInterrupt
-
-
-def _require_local(settings: Settings) -> None:
-    """The demo runs its own servers: settings that name others are a mistake."""
-    host, _, _ = settings.kafka_bootstrap_servers.rpartition(":")
-    allowed: dict[str, tuple[str, bool, str]] = {
-        "KAFKA_BOOTSTRAP_SERVERS": (
-            settings.kafka_bootstrap_servers,
-            host in _LOOPBACK,
-            "127.0.0.1 with one port, such as 127.0.0.1:9092",
-        ),
-        "POSTGRESQL_HOST": (
-            settings.postgresql_host,
-            settings.postgresql_host in _LOOPBACK,
-            "127.0.0.1",
-        ),
-        "POSTGRESQL_SSLMODE": (
-            settings.postgresql_sslmode,
-            settings.postgresql_sslmode in ("disable", "allow", "prefer"),
-            "disable, allow or prefer",
-        ),
-        "KAFKA_SECURITY_PROTOCOL": (
-            settings.kafka_security_protocol,
-            settings.kafka_security_protocol == "PLAINTEXT",
-            "PLAINTEXT",
-        ),
-    }
-    wrong = [
-        f"{name} is {value!r}; allowed is {words}"
-        for name, (value, good, words) in allowed.items()
-        if not good
-    ]
-    if wrong:
-        raise EmbeddedServerError(
-            "The demo starts its own Kafka and PostgreSQL on this machine:\n  "
-            + "\n  ".join(wrong)
-            + "\nFor servers of your own start `heartbeat_app worker` instead."
-        )
-
-
 def _worker_environment(project: Path) -> dict[str, str]:
     """1,000 customers unless the person has said how many."""
     name = "SYNTHETIC_CUSTOMERS"
     if os.environ.get(name) or dotenv_values(project / ".env").get(name):
         return {}
     return {name: SYNTHETIC_CUSTOMERS}
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there."""
-    while not folder.exists():
-        folder = folder.parent
-    return folder

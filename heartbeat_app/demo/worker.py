@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from heartbeat_app.embedded.server import EmbeddedServer, Progress
+from heartbeat_app.embedded.processes import Progress
+from heartbeat_app.embedded.server import EmbeddedServer
 
 QUICK_END_SECONDS = 20.0
 """A worker that ends sooner has not done any work worth the name."""

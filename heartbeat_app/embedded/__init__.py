@@ -7,6 +7,7 @@ Faust imports every module of the application, also where the extra is missing.
 
 from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
-from heartbeat_app.embedded.server import EmbeddedServer, Progress
+from heartbeat_app.embedded.processes import Progress
+from heartbeat_app.embedded.server import EmbeddedServer
 
 __all__ = ["EmbeddedServer", "KafkaServer", "PostgresServer", "Progress"]

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from heartbeat_app.embedded.kafka_jars import java_program, kafka_jars
 from heartbeat_app.embedded.ports import pick_port
-from heartbeat_app.embedded.server import EmbeddedServer, Progress, run_to_end
+from heartbeat_app.embedded.processes import Progress, run_to_end
+from heartbeat_app.embedded.server import EmbeddedServer
 
 _CONFIG: Mapping[str, str] = {
     "process.roles": "broker,controller",

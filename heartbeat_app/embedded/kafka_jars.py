@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heartbeat_app.embedded.server import Progress
+from heartbeat_app.embedded.processes import Progress
 from heartbeat_app.exceptions import EmbeddedServerError
 
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from heartbeat_app.embedded import postgres_home
-from heartbeat_app.embedded.server import (
-    EmbeddedServer,
+from heartbeat_app.embedded.processes import (
     Progress,
     SystemUser,
+    end_strays,
     run_to_end,
 )
+from heartbeat_app.embedded.server import EmbeddedServer
 from heartbeat_app.exceptions import EmbeddedServerError
 
 _CONFIG: Mapping[str, str] = {
@@ -89,8 +90,10 @@ class PostgresServer(EmbeddedServer):
         self._programs = postgres_home.usable_programs(self._user, self._progress)
         if not (self._cluster / "PG_VERSION").exists():
             self._initialize()
-        # Its lock file names a process that is gone, or that is none of ours by
-        # now: we hold the folder's lock and have ended what was left behind.
+        # PostgreSQL's own lock file may name a stranger by now, and then it would not
+        # start. Ours is the folder's lock; without the file PostgreSQL does not see
+        # what is left of a killed server, so that has to be gone first.
+        end_strays("postgres", self._cluster.resolve())
         (self._cluster / "postmaster.pid").unlink(missing_ok=True)
         self._write_config()
 

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from heartbeat_app.embedded.server import Progress, SystemUser
+from heartbeat_app.embedded.processes import Progress, SystemUser
 from heartbeat_app.exceptions import EmbeddedServerError
 
 SYSTEM_USER = "embedded_postgres"

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import shutil
 import signal
 import subprocess
-import sys
-import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from heartbeat_app.embedded.folder import FolderLock, make_own_folder
 from heartbeat_app.embedded.ports import require_free_port
+from heartbeat_app.embedded.processes import (
+    Progress,
+    SystemUser,
+    die_with_parent,
+    end_tree,
+    kill_tree,
+    read_own_process,
+    run_to_end,
+    send_signal,
+    tree_of,
+    write_own_process,
+)
 from heartbeat_app.exceptions import EmbeddedServerError
 
-if TYPE_CHECKING:
-    import psutil
-
-Progress = Callable[[str], None]
-"""Told what is going on, in words for a person, at least every second."""
+# Whoever makes a server of this kind needs all three.
+__all__ = ["EmbeddedServer", "Progress", "run_to_end"]
 
 READY_LIMIT_SECONDS = 90.0
 """A cold disk and a crash recovery take tens of seconds; more is a fault."""
@@ -41,16 +45,6 @@ DISK_FULL_BYTES = 50 * 1000 * 1000
 """With less, a server that ends has most likely ended for want of room."""
 
 _POLL_SECONDS = 0.05
-_PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True)
-class SystemUser:
-    """The account a server runs as, where it must not run as ours."""
-
-    name: str
-    uid: int
-    gid: int
 
 
 class EmbeddedServer(ABC):
@@ -178,7 +172,8 @@ class EmbeddedServer(ABC):
         """Ask it to end in order; after the limit end it without asking."""
         process = self._process
         if process is not None and process.poll() is None:
-            self.resume()  # a frozen program takes no signals
+            for each in tree_of(process.pid):  # a frozen program takes no signals
+                send_signal(each, signal.SIGCONT)
             process.send_signal(self.stop_signal)
             for waited in self._ticks(limit_seconds):
                 if process.poll() is not None:
@@ -193,7 +188,7 @@ class EmbeddedServer(ABC):
         """End the whole server at once (kill -9), as a power cut would."""
         if self._process is not None:
             if self._process.poll() is None:
-                _kill_tree(self._process.pid)
+                kill_tree(self._process.pid)
             self._process.wait()
             self._process = None
             self._pid_file.unlink(missing_ok=True)
@@ -255,12 +250,12 @@ class EmbeddedServer(ABC):
         The folder's lock is ours by now, so whatever still runs on this data has
         lost its parent.
         """
-        pid = _read_own_process(self._pid_file)
+        pid = read_own_process(self._pid_file)
         if pid is not None:
             self._progress(
                 f"Ending {self.name} (process {pid}), which a killed run left behind"
             )
-            _end_tree(pid, self.stop_signal, STOP_LIMIT_SECONDS)
+            end_tree(pid, self.stop_signal, STOP_LIMIT_SECONDS)
         self._pid_file.unlink(missing_ok=True)
 
     def _spawn(self) -> None:
@@ -286,13 +281,13 @@ class EmbeddedServer(ABC):
                 preexec_fn=die_with_parent(self._death_signal()),
                 **identity,
             )
-        _write_own_process(self._pid_file, self._process.pid)
+        write_own_process(self._pid_file, self._process.pid)
 
     def _signal_tree(self, number: signal.Signals) -> None:
         if self._process is None or not self.is_running():
             raise EmbeddedServerError(f"{self.name} does not run.")
-        for process in _tree(self._process.pid):
-            _send(process, number)
+        for process in tree_of(self._process.pid):
+            send_signal(process, number)
 
     def _ticks(self, limit: float) -> Iterator[int]:
         """Yields often; the whole seconds waited once each, 0 in between."""
@@ -334,165 +329,7 @@ class EmbeddedServer(ABC):
         return [line for line in text.splitlines() if line.strip()][-lines:]
 
 
-def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
-    """For Popen's `preexec_fn`: the kernel sends `number` when the parent dies.
-
-    Only Linux has it, and it counts the thread that started the program, not the
-    process: only the main thread lasts as long as the process does. Elsewhere the
-    clean-up at the next start has to do.
-    """
-    if (
-        sys.platform != "linux"
-        or threading.current_thread() is not threading.main_thread()
-    ):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    parent = os.getpid()
-
-    def ask_kernel() -> None:
-        prctl(_PR_SET_PDEATHSIG, int(number))
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
-    return ask_kernel
-
-
-def run_to_end(
-    command: Sequence[str],
-    *,
-    cwd: Path,
-    what: str,
-    progress: Progress,
-    environment: Mapping[str, str] | None = None,
-    user: SystemUser | None = None,
-) -> None:
-    """Run a tool of the server; raises EmbeddedServerError with what it printed."""
-    identity: dict[str, Any] = (
-        {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
-    )
-    progress(what)
-    begin = time.monotonic()
-    with subprocess.Popen(
-        command,
-        cwd=cwd,
-        env={
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LC_ALL": "C.UTF-8",
-            **(environment or {}),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        **identity,
-    ) as process:
-        try:
-            while True:
-                try:
-                    output, _ = process.communicate(timeout=1)
-                    break
-                except subprocess.TimeoutExpired:
-                    progress(f"{what} ({time.monotonic() - begin:.0f} s)")
-        except BaseException:
-            _kill_tree(process.pid)
-            raise
-    if process.returncode:
-        text = output.decode(errors="replace").strip()
-        raise EmbeddedServerError(
-            f"{what}: {Path(command[0]).name} failed with exit status "
-            f"{process.returncode}:\n{_indented(text)}"
-        )
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.splitlines()[-12:])
-
-
 def set_aside_when_big(log: Path) -> None:
     """Begin a new log, and keep one old one."""
     if log.exists() and log.stat().st_size > LOG_KEEP_BYTES:
         log.replace(log.with_suffix(".log.1"))
-
-
-# A process number alone is no name: after a restart of the machine or in a container
-# another program soon has it. With the time of its birth it is. And with the folder,
-# since a copy of a folder tells of a process that belongs to the original.
-
-
-def _write_own_process(path: Path, pid: int) -> None:
-    import psutil
-
-    try:
-        born = psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:  # it failed at once; waiting for it will tell why
-        return
-    path.write_text(f"{pid}\n{born}\n{path.parent}\n")
-
-
-def _read_own_process(path: Path) -> int | None:
-    """The process that the file names, if it is still that process and ours."""
-    import psutil
-
-    try:
-        pid_text, born_text, folder = path.read_text().split("\n", 2)
-        pid, born, origin = int(pid_text), float(born_text), Path(folder.rstrip("\n"))
-        process = psutil.Process(pid)
-        # The kernel's clock of births moves a little when the time is set.
-        same = abs(process.create_time() - born) < 2
-        running = process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, psutil.Error):
-        return None
-    was_copied = origin != path.parent and origin.exists()
-    return pid if same and running and not was_copied else None
-
-
-def _tree(pid: int) -> list[psutil.Process]:
-    """The process and all below it, the top first."""
-    import psutil
-
-    try:
-        top = psutil.Process(pid)
-        return [top, *top.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
-
-
-def _kill_tree(pid: int) -> None:
-    """Kill and wait: the next start would trip over a child that still runs."""
-    processes = _tree(pid)
-    for process in processes:
-        _send(process, signal.SIGKILL)
-    _wait_for_end(processes, limit=5)
-
-
-def _end_tree(pid: int, number: signal.Signals, limit: float) -> None:
-    processes = _tree(pid)
-    for process in processes:
-        _send(process, signal.SIGCONT)
-    for process in processes[:1]:
-        _send(process, number)
-    _wait_for_end(processes, limit)
-    _kill_tree(pid)
-
-
-def _send(process: psutil.Process, number: signal.Signals) -> None:
-    """To a process that may end at any moment by itself."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.send_signal(number)
-
-
-def _wait_for_end(processes: list[psutil.Process], limit: float) -> None:
-    """A process that only waits to be reaped (by us or by init) has ended."""
-    import psutil
-
-    def lives(process: psutil.Process) -> bool:
-        try:
-            return bool(process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.NoSuchProcess:
-            return False
-
-    deadline = time.monotonic() + limit
-    while any(map(lives, processes)) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS / 5)

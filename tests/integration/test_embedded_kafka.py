@@ -147,7 +147,8 @@ def test_stops_in_order_within_seconds(server: KafkaServer) -> None:
     process = psutil.Process(server.pid)
     server.stop(limit_seconds=5)
     assert not lives(process)
-    assert "shut down completed (kafka.server.BrokerServer)" in server.log_path.read_text()
+    told = server.log_path.read_text()
+    assert "shut down completed (kafka.server.BrokerServer)" in told
 
 
 def test_one_that_was_left_behind_is_found_and_ended(server: KafkaServer) -> None:

@@ -242,6 +242,29 @@ def test_a_lock_file_that_names_a_stranger_hurts_nobody(
     assert ask(server, "SELECT 1") == 1
 
 
+def test_what_outlived_a_killed_server_is_ended_first(server: PostgresServer) -> None:
+    """Two servers at once on the same files would ruin them."""
+    with closing(
+        psycopg2.connect(
+            host=server.host,
+            port=server.port,
+            user=server.username,
+            password=server.password,
+            dbname=server.database,
+        )
+    ) as connection:
+        backend = psutil.Process(connection.info.backend_pid)
+        backend.suspend()  # or it would notice by itself
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        wait_until(lambda: not server.is_running(), "the server ends", seconds=10)
+        server.kill()
+        assert lives(backend)
+        server.start()
+        assert not lives(backend)
+    assert ask(server, "SELECT 1") == 1
+
+
 def test_a_taken_port_is_named_with_its_holder_and_a_way_on(
     server: PostgresServer, make_server: Callable[..., PostgresServer], tmp_path: Path
 ) -> None:
