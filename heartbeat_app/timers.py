@@ -19,14 +19,24 @@ customers = SyntheticCustomers(
 )
 
 
+_round: asyncio.Future[None] | None = None
+
+
 @app.timer(app.settings.synthetic_interval_seconds, on_leader=True, traced=False)  # type: ignore[untyped-decorator]
 async def send_synthetic_beats() -> None:
-    """Send one beat of every customer; an error costs this round only.
+    """Begin to send one beat of every customer.
 
-    Faust ends the whole worker when a timer raises.
+    Beside the timer, which sleeps the whole interval after each call: with the sending
+    inside, 1,000 customers had 830 beats a second. A round that is still going on
+    takes the place of the next.
     """
-    if not app.settings.synthetic_customers:
-        return
+    global _round
+    if app.settings.synthetic_customers and (_round is None or _round.done()):
+        _round = app.add_future(send_round_or_warn())
+
+
+async def send_round_or_warn() -> None:
+    """Send a round; an error costs this round only, where Faust ends the worker."""
     try:
         await send_round()
     except Exception as error:  # noqa: BLE001 (see above)
