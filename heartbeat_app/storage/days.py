@@ -80,7 +80,8 @@ def _make_day(connection: Connection, day: date) -> None:
     begin, end = bounds(day)
     connection.execute(
         text(
-            f"CREATE TABLE {table}"
+            # It may be there: a day that somebody detached comes back with its rows.
+            f"CREATE TABLE IF NOT EXISTS {table}"
             " (LIKE heartbeats INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"
         )
     )
