@@ -23,11 +23,8 @@ COPY --from=build /opt/heartbeat_app /opt/heartbeat_app
 WORKDIR /app
 COPY alembic.ini ./
 COPY alembic alembic
-# Nothing is written outside of /tmp, so that the root file system can be read-only.
 ENV PATH=/opt/heartbeat_app/bin:$PATH \
-    PYTHONUNBUFFERED=1 \
-    HOME=/tmp \
-    FAUST_DATADIR=/tmp/heartbeat_app
+    PYTHONUNBUFFERED=1
 USER 10001:10001
 EXPOSE 6066
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \

@@ -86,12 +86,10 @@ def environment_here(
     return variables
 
 
-def image_environment(folder: Path) -> dict[str, str]:
+def image_environment() -> dict[str, str]:
     """What the Dockerfile sets, for a process outside of the image."""
     return {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}",
-        "HOME": str(folder),
-        "FAUST_DATADIR": str(folder / "faust"),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -109,7 +107,7 @@ def migrate(folder: Path, *, postgresql: int) -> subprocess.CompletedProcess[str
         command_here("migrate"),
         cwd=folder,
         env={
-            **image_environment(folder),
+            **image_environment(),
             **environment_here("migrate", postgresql=postgresql),
         },
         capture_output=True,

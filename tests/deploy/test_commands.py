@@ -102,7 +102,7 @@ def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
     folder = containers.app_folder(tmp_path)
     done = containers.migrate(folder, postgresql=compose_postgresql.port)
     assert done.returncode == 0, done.stderr
-    environ = containers.image_environment(folder) | containers.environment_here(
+    environ = containers.image_environment() | containers.environment_here(
         "worker",
         postgresql=compose_postgresql.port,
         kafka=compose_kafka.inner_port,
@@ -120,7 +120,9 @@ def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
         )
 
     def is_healthy() -> bool:
-        check = subprocess.run(dockerfile.health_check(), env=environ, timeout=10)
+        check = subprocess.run(
+            dockerfile.health_check(), env=environ, capture_output=True, timeout=10
+        )
         return check.returncode == 0
 
     def kept() -> int:
@@ -135,6 +137,7 @@ def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
         wait_until(is_healthy, "the health check of the image succeeds")
         ((customers,),) = compose_postgresql.query(
             "SELECT count(DISTINCT customer_id) FROM heartbeats"
+            " WHERE \"timestamp\" > now() - interval '1 hour'"
         )
         assert customers == 1000
         begin = time.monotonic()
