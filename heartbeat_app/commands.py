@@ -333,7 +333,8 @@ def _database(command: str) -> Iterator[Engine]:
     try:
         yield engine
     except DBAPIError as error:
-        words = str(errors.original(error)).strip()
+        # The first line; what follows is our own statement.
+        words = str(errors.original(error)).strip().partition("\n")[0]
         if errors.sqlstate(error) == UNDEFINED_TABLE:
             raise CommandError(
                 f"{where}, has not the tables of this version: {words}\n"
