@@ -32,10 +32,10 @@ def _text(value: str) -> str:
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(value: str) -> int:
         allowed = f"a whole number from {low:,} to {high:,}"
-        try:
-            number = int(value)
-        except ValueError:
-            raise _Invalid(allowed) from None
+        # int() also takes 1_000 and other scripts' digits.
+        if not re.fullmatch(r"[+-]?[0-9]{1,30}", value):
+            raise _Invalid(allowed)
+        number = int(value)
         if not low <= number <= high:
             raise _Invalid(allowed)
         return number
@@ -43,9 +43,9 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-def _seconds(low: float, high: float) -> Callable[[str], float]:
+def _seconds(low: float, high: int) -> Callable[[str], float]:
     def parse(value: str) -> float:
-        allowed = f"a number of seconds from {low:g} to {high:g}"
+        allowed = f"a number of seconds from {low:,} to {high:,}"
         try:
             number = float(value)
         except ValueError:
@@ -151,7 +151,9 @@ class Settings:
         _file, "The client certificate's key (PEM).", default=None
     )
     kafka_group_id: str = _setting(
-        _text, "Consumer group; also the Faust app's id.", default="heartbeat_app"
+        _topic,  # Faust makes topics whose names begin with it
+        "Consumer group; also the Faust app's id.",
+        default="heartbeat_app",
     )
     heartbeats_topic: str = _setting(
         _topic, "Topic that the beats come from.", default="heartbeats"

@@ -116,7 +116,7 @@ def _explain(value: bytes, error: Exception) -> Refusal:
     if isinstance(error, RecursionError):
         return Refusal(Reason.NESTED_TOO_DEEPLY, "The JSON is nested too deeply.")
     try:
-        found: Any = json.loads(value.decode("utf-8"))
+        found: Any = json.loads(value.decode("utf-8"), parse_int=_whole_number)
     except UnicodeDecodeError as wrong:
         return Refusal(
             Reason.NOT_JSON,
@@ -204,6 +204,11 @@ def _explain_heart_rate(heart_rate: Any) -> Refusal | None:
             f"{models.LOWEST_HEART_RATE} to {models.HIGHEST_HEART_RATE}.",
         )
     return None
+
+
+def _whole_number(digits: str) -> int:
+    """A number of any length, which Python's own parser refuses beyond 4,300 digits."""
+    return int(digits[:20])
 
 
 def _shortened(number: int) -> str:

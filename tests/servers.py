@@ -188,6 +188,13 @@ class Topic:
         """Make it."""
         topic = NewTopic(self.name, num_partitions=partitions, config=config)
         wait_until(lambda: self._made(topic), f"topic {self.name} is made")
+        wait_until(self._has_leaders, f"topic {self.name} has leaders")
+
+    def _has_leaders(self) -> bool:
+        found = self.admin.list_topics(self.name, timeout=10).topics[self.name]
+        return bool(found.partitions) and all(
+            partition.leader >= 0 for partition in found.partitions.values()
+        )
 
     def _made(self, topic: NewTopic) -> bool:
         try:

@@ -49,10 +49,10 @@ def test_a_worker_pointed_at_real_data_invents_nobody_and_keeps_for_ever() -> No
 
 def test_real_variables_win_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / ".env"
-    file.write_text("WEB_PORT=7000\nKAFKA_GROUP_ID='from file'\nHEARTBEATS_TOPIC=a\n")
+    file.write_text("WEB_PORT=7000\nKAFKA_GROUP_ID='from-file'\nHEARTBEATS_TOPIC=a\n")
     settings = load({"WEB_PORT": "8000", "HEARTBEATS_TOPIC": ""}, file)
     assert settings.web_port == 8000
-    assert settings.kafka_group_id == "from file"
+    assert settings.kafka_group_id == "from-file"
     assert settings.heartbeats_topic == "heartbeats"  # an empty one unsets
 
 
@@ -99,6 +99,7 @@ WRONG = {
     "KAFKA_SSL_CAFILE": ["/nonexistent/ca.pem", "/"],
     "KAFKA_SSL_CERTFILE": ["/nonexistent/cert.pem"],
     "KAFKA_SSL_KEYFILE": ["/nonexistent/key.pem"],
+    "KAFKA_GROUP_ID": ["a b", "é", "a" * 250],
     "HEARTBEATS_TOPIC": [".", "..", "a b", "a/b", "é", "a" * 250],
     "HEARTBEATS_PARTITIONS": ["0", "10001", "four"],
     "SYNTHETIC_CUSTOMERS": ["-1", "1000001", "1,000", "many"],
