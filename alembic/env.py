@@ -34,7 +34,11 @@ def run_migrations_offline() -> None:
 
 def run_migrations_online() -> None:
     """Run the migrations, all in one transaction."""
-    engine = create_engine(database_url(load_settings()), poolclass=pool.NullPool)
+    engine = create_engine(
+        database_url(load_settings()),
+        poolclass=pool.NullPool,
+        hide_parameters=True,  # one of them is the verifier of a password
+    )
     with engine.connect() as connection:
         context.configure(
             connection=connection,

@@ -109,7 +109,7 @@ class Kept:
             isolation_level="AUTOCOMMIT"
         ) as connection:
             for statement in statements:
-                connection.execute(text(statement))
+                connection.exec_driver_sql(statement)
 
     def beats(self) -> list[tuple[str, datetime, int]]:
         """The rows of heartbeats."""

@@ -6,6 +6,7 @@ import logging
 
 import sqlalchemy as sa
 from alembic import context, op
+from alembic.util import CommandError
 from psycopg2.extensions import encrypt_password
 from sqlalchemy.dialects import postgresql
 
@@ -70,6 +71,8 @@ CREATE AGGREGATE histogram_sum(BIGINT[]) (
 
 def upgrade() -> None:
     """Make everything, and the reader's role where that is asked for and allowed."""
+    if not context.is_offline_mode():
+        require_utf8(op.get_bind())
     instant = sa.DateTime(timezone=True)
 
     def count(name: str) -> sa.Column[int]:
@@ -168,6 +171,16 @@ def upgrade() -> None:
         make_reader(op.get_bind())
 
 
+def require_utf8(connection: sa.Connection) -> None:
+    """Refuse a database that cannot hold every customer_id."""
+    encoding = connection.scalar(sa.text("SHOW server_encoding"))
+    if encoding != "UTF8":
+        raise CommandError(
+            f"The database is encoded in {encoding}, which cannot hold every "
+            "customer_id. Make it with ENCODING 'UTF8' TEMPLATE template0."
+        )
+
+
 def make_reader(connection: sa.Connection) -> None:
     """Make the SELECT-only role, or say why not."""
     password = load_settings().postgresql_reader_password
@@ -194,10 +207,20 @@ def make_reader(connection: sa.Connection) -> None:
     verifier = encrypt_password(
         password, READER, connection.connection.dbapi_connection, "scram-sha-256"
     )
-    connection.exec_driver_sql(
-        f"{'ALTER' if exists else 'CREATE'} ROLE {READER} LOGIN PASSWORD %s",
-        (verifier,),
-    )
+    try:
+        with connection.begin_nested():
+            connection.exec_driver_sql(
+                f"{'ALTER' if exists else 'CREATE'} ROLE {READER} LOGIN PASSWORD %s",
+                (verifier,),
+            )
+    except sa.exc.ProgrammingError as error:
+        if not exists or getattr(error.orig, "pgcode", None) != "42501":
+            raise
+        log.warning(
+            "The role %s was made by another owner: it may read this database, too, "
+            "but keeps its password.",
+            READER,
+        )
     connection.execute(
         sa.text(
             f"GRANT USAGE ON SCHEMA public TO {READER};"

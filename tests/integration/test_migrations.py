@@ -1,0 +1,506 @@
+"""The migration makes what the tables say, from PostgreSQL 15 on, and undoes it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, create_engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+
+from heartbeat_app.config import Settings, load_settings
+from heartbeat_app.storage import errors
+from heartbeat_app.storage.engine import database_url, make_engine
+from heartbeat_app.storage.ledger import PostgresLedger
+from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
+from heartbeat_app.storage.writer import Writer
+from tests.servers import (
+    PROJECT,
+    Servers,
+    alembic,
+    child_environ,
+    engine_of,
+    free_port,
+    run,
+    wait_until,
+)
+from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
+
+pytestmark = pytest.mark.integration
+
+READER = "heartbeat_reader"
+TABLES = ("heartbeats", "partition_ledger", "dead_letters", "ingest_minute")
+BUCKETS = len(DELAY_BOUNDS_SECONDS) + 1
+
+
+@pytest.fixture
+def empty(servers: Servers, name: str) -> Iterator[dict[str, str]]:
+    """The settings of an application whose database was never migrated."""
+    servers.make_database(name)
+    yield servers.environ(name, name)
+    servers.drop_database(name)
+
+
+def settings_of(environ: Mapping[str, str]) -> Settings:
+    return load_settings(environ, Path("/nonexistent"))
+
+
+def relations(engine: Engine) -> set[str]:
+    """All that there is in the schema: tables, sequences, indexes, functions."""
+    found = Kept(engine).all(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        " UNION SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace"
+    )
+    return {row[0] for row in found}
+
+
+def store_some(settings: Settings) -> None:
+    """One batch of everything: new days, duplicates, a conflict, refused, rejected."""
+    engine = make_engine(settings, application_name="writer", pool_size=2)
+    PostgresLedger(engine).open(TOPIC, TOPIC_ID, {0: 0})
+    writer = Writer(engine)
+    writer.write(batch_of(beats(3)))
+    other_day = beat(at=START - timedelta(days=400))
+    items = [*beats(5), beat(rate=99), None, beat("w", rate=0), other_day]
+    written = writer.write(batch_of(items, asked=3))
+    assert (written.stored, written.duplicate, written.dead) == (3, 3, 3)
+    kept = Kept(engine)
+    assert kept.beats() == rows_of([*beats(5), other_day])
+    assert kept.letters() == [
+        (8, "conflict"),
+        (9, "not_json"),
+        (10, "rejected_by_database"),
+    ]
+    assert kept.minutes() == 2
+    engine.dispose()
+
+
+# Up and down
+
+
+def test_it_goes_up_down_and_up_again_and_leaves_nothing(
+    empty: dict[str, str],
+) -> None:
+    engine = engine_of(settings_of(empty))
+    alembic(empty, "upgrade", "head")
+    made = relations(engine)
+    assert set(TABLES) <= made
+    store_some(settings_of(empty))
+    assert "heartbeats_2026_01_01" in relations(engine)
+    alembic(empty, "downgrade", "base")
+    assert relations(engine) == {"alembic_version", "alembic_version_pkc"}
+    alembic(empty, "upgrade", "head")
+    assert relations(engine) == made
+    store_some(settings_of(empty))
+    engine.dispose()
+
+
+def test_the_tables_are_what_the_code_says_also_with_days(
+    environ: dict[str, str], settings: Settings
+) -> None:
+    assert "No new upgrade operations detected" in alembic(environ, "check")
+    store_some(settings)
+    assert "No new upgrade operations detected" in alembic(environ, "check")
+
+
+def test_a_drift_is_seen(environ: dict[str, str], kept: Kept) -> None:
+    kept.do("ALTER TABLE dead_letters ALTER reason TYPE VARCHAR(20)")
+    drift = run(environ, sys.executable, "-m", "alembic", "check", status=255)
+    assert "dead_letters" in drift
+
+
+def test_it_can_be_read_before_it_is_run(empty: dict[str, str]) -> None:
+    """What `--sql` prints makes the same tables."""
+    password = empty["POSTGRESQL_PASSWORD"]
+    printed = printed_sql(empty, "upgrade", "head")
+    assert password not in printed
+    engine = engine_of(settings_of(empty))
+    assert relations(engine) == set()
+    kept = Kept(engine)
+    kept.do(printed)
+    assert "No new upgrade operations detected" in alembic(empty, "check")
+    store_some(settings_of(empty))
+    kept.do(printed_sql(empty, "downgrade", "0001:base"))
+    assert relations(engine) == {"alembic_version", "alembic_version_pkc"}
+    engine.dispose()
+
+
+def printed_sql(environ: Mapping[str, str], *arguments: str) -> str:
+    """The SQL alone, without what is logged."""
+    return subprocess.run(
+        [sys.executable, "-m", "alembic", *arguments, "--sql"],
+        cwd=PROJECT,
+        env=child_environ(environ),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+def test_a_database_that_cannot_hold_every_name_is_refused(
+    servers: Servers, name: str
+) -> None:
+    admin = servers.admin_engine()
+    with admin.connect() as connection:
+        connection.execute(
+            text(
+                f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'LATIN1'"
+                " LOCALE_PROVIDER libc LOCALE 'C'"
+            )
+        )
+    environ = servers.environ(name, name)
+    printed = run(
+        environ, sys.executable, "-m", "alembic", "upgrade", "head", status=255
+    )
+    assert "FAILED: The database is encoded in LATIN1" in printed
+    servers.drop_database(name)
+    admin.dispose()
+
+
+# The role that may only read
+
+
+@pytest.fixture
+def clean_roles(servers: Servers) -> Iterator[Engine]:
+    """An administrator's engine; the roles of these tests are gone afterwards."""
+    admin = servers.admin_engine()
+    drop_roles(admin)
+    yield admin
+    drop_roles(admin)
+    admin.dispose()
+
+
+def drop_roles(admin: Engine) -> None:
+    with admin.connect() as connection:
+        for role in (READER, "plain_owner", "maker"):
+            # Another test's database may need it.
+            with suppress(DBAPIError):
+                connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
+
+
+def reads(settings: Settings, password: str) -> Engine:
+    """An engine of the reader."""
+    url = database_url(settings).set(username=READER, password=password)
+    return create_engine(url)
+
+
+def grants(kept: Kept) -> set[tuple[str, str]]:
+    """What the reader may do, by table, in this database."""
+    found = kept.all(
+        "SELECT table_name, privilege_type FROM information_schema.role_table_grants"
+        " WHERE grantee = :reader",
+        reader=READER,
+    )
+    return {(row[0], row[1]) for row in found}
+
+
+def test_the_reader_may_read_and_nothing_else(
+    clean_roles: Engine, empty: dict[str, str]
+) -> None:
+    password = "re'ad %s \\er"
+    environ = {**empty, "POSTGRESQL_READER_PASSWORD": password}
+    printed = alembic(environ, "upgrade", "head")
+    assert password not in printed
+    assert "SCRAM" not in printed
+    settings = settings_of(empty)
+    store_some(settings)
+    engine = reads(settings, password)
+    with engine.connect() as connection:
+        for table in TABLES:
+            # Days that were made after the role are read, too.
+            assert connection.scalar(text(f"SELECT count(*) FROM {table}"))
+        connection.execute(text("SELECT delay_quantile(ARRAY[1]::bigint[], 0.5)"))
+    for statement in (
+        "INSERT INTO heartbeats VALUES (DEFAULT, 'c', '2026-01-01Z', 70)",
+        "UPDATE partition_ledger SET next_offset = 0",
+        "DELETE FROM dead_letters",
+        "TRUNCATE ingest_minute",
+        "CREATE TABLE mine ()",
+    ):
+        with engine.connect() as connection, pytest.raises(ProgrammingError) as caught:
+            connection.execute(text(statement))
+        assert errors.sqlstate(caught.value) == "42501"
+    engine.dispose()
+
+
+def test_going_down_only_revokes(clean_roles: Engine, empty: dict[str, str]) -> None:
+    environ = {**empty, "POSTGRESQL_READER_PASSWORD": "one"}
+    alembic(environ, "upgrade", "head")
+    engine = engine_of(settings_of(empty))
+    kept = Kept(engine)
+    assert grants(kept) == {(table, "SELECT") for table in TABLES}
+    alembic(environ, "downgrade", "base")
+    assert grants(kept) == set()
+    reader = reads(settings_of(empty), "one")
+    with reader.connect() as connection:  # others may use the role
+        connection.execute(text("SELECT 1"))
+    # Made again, the role that is there gets the password of now.
+    alembic({**empty, "POSTGRESQL_READER_PASSWORD": "two"}, "upgrade", "head")
+    reader.dispose()
+    with pytest.raises(OperationalError):
+        reader.connect()
+    reader = reads(settings_of(empty), "two")
+    with reader.connect() as connection:
+        connection.execute(text("SELECT count(*) FROM heartbeats"))
+    reader.dispose()
+    engine.dispose()
+
+
+def test_without_a_password_no_reader_is_made(empty: dict[str, str]) -> None:
+    printed = alembic(empty, "upgrade", "head")
+    assert "POSTGRESQL_READER_PASSWORD is not set: no role heartbeat_reader" in printed
+    engine = engine_of(settings_of(empty))
+    assert grants(Kept(engine)) == set()
+    engine.dispose()
+
+
+def owned_by(
+    admin: Engine, environ: Mapping[str, str], role: str, may: str = ""
+) -> dict[str, str]:
+    """The settings of an owner of the database that is no superuser."""
+    database = environ["POSTGRESQL_DATABASE"]
+    with admin.connect() as connection:
+        connection.execute(text(f"CREATE ROLE {role} LOGIN PASSWORD 'pw' {may}"))
+        connection.execute(text(f'ALTER DATABASE "{database}" OWNER TO {role}'))
+    return {
+        **environ,
+        "POSTGRESQL_USERNAME": role,
+        "POSTGRESQL_PASSWORD": "pw",
+        "POSTGRESQL_READER_PASSWORD": "secret",
+    }
+
+
+def give_back(admin: Engine, environ: Mapping[str, str]) -> None:
+    """Let an administrator own the database, so that its owner can be dropped."""
+    url = admin.url.set(database=environ["POSTGRESQL_DATABASE"])
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(
+            text(f"REASSIGN OWNED BY {environ['POSTGRESQL_USERNAME']} TO CURRENT_USER")
+        )
+        connection.execute(text(f"DROP OWNED BY {environ['POSTGRESQL_USERNAME']}"))
+    engine.dispose()
+
+
+def test_an_owner_who_may_not_make_roles_is_told(
+    clean_roles: Engine, empty: dict[str, str]
+) -> None:
+    environ = owned_by(clean_roles, empty, "plain_owner")
+    printed = alembic(environ, "upgrade", "head")
+    assert "The owner may not create roles: no role heartbeat_reader is made" in printed
+    # All the rest works without any special right.
+    store_some(settings_of(environ))
+    alembic(environ, "downgrade", "base")
+    give_back(clean_roles, environ)
+
+
+def test_an_owner_who_may_make_roles_shares_a_reader_made_by_another(
+    clean_roles: Engine, empty: dict[str, str]
+) -> None:
+    with clean_roles.connect() as connection:
+        with suppress(DBAPIError):
+            connection.execute(text(f"CREATE ROLE {READER} LOGIN"))
+        connection.execute(text(f"ALTER ROLE {READER} PASSWORD 'theirs'"))
+    environ = owned_by(clean_roles, empty, "maker", "CREATEROLE")
+    printed = alembic(environ, "upgrade", "head")
+    assert "was made by another owner" in printed
+    assert "secret" not in printed
+    assert "SCRAM" not in printed
+    engine = reads(settings_of(empty), "theirs")
+    with engine.connect() as connection:
+        connection.execute(text("SELECT count(*) FROM heartbeats"))
+    engine.dispose()
+    alembic(environ, "downgrade", "base")
+    give_back(clean_roles, environ)
+
+
+# Functions
+
+
+def one_hot(bucket: int, count: int = 1) -> list[int]:
+    return [count if index == bucket else 0 for index in range(BUCKETS)]
+
+
+def quantile(kept: Kept, histogram: list[int] | None, q: float) -> float | None:
+    [(found,)] = kept.all(
+        "SELECT delay_quantile(CAST(:histogram AS BIGINT[]), :q)",
+        histogram=histogram,
+        q=q,
+    )
+    return None if found is None else float(found)
+
+
+def test_the_database_knows_the_bounds_of_the_code(kept: Kept) -> None:
+    upper = [quantile(kept, one_hot(n), 1.0) for n in range(BUCKETS)]
+    assert upper == [*DELAY_BOUNDS_SECONDS, DELAY_BOUNDS_SECONDS[-1]]
+    lower = [quantile(kept, one_hot(n), 0.0) for n in range(BUCKETS)]
+    assert lower == [0.0, *DELAY_BOUNDS_SECONDS]
+
+
+def test_a_quantile_lies_inside_its_bucket(kept: Kept) -> None:
+    histogram = [0] * BUCKETS
+    histogram[9], histogram[10], histogram[17] = 50, 49, 1  # 0.5 to 1, 1 to 2, slower
+    assert quantile(kept, histogram, 0.25) == pytest.approx(0.75)
+    assert quantile(kept, histogram, 0.5) == pytest.approx(1.0)
+    assert quantile(kept, histogram, 0.745) == pytest.approx(1.5)
+    assert quantile(kept, histogram, 1.0) == 3600
+
+
+def test_nothing_has_no_quantile(kept: Kept) -> None:
+    assert quantile(kept, [0] * BUCKETS, 0.5) is None
+    assert quantile(kept, [], 0.5) is None
+    assert quantile(kept, None, 0.5) is None
+
+
+HISTOGRAMS = st.lists(st.integers(0, 10**12), min_size=BUCKETS, max_size=BUCKETS)
+
+
+@hypothesis_settings(
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(histogram=HISTOGRAMS, q=st.floats(0, 1))
+def test_any_quantile_is_what_counting_gives(
+    kept: Kept, histogram: list[int], q: float
+) -> None:
+    total = sum(histogram)
+    found = quantile(kept, histogram, q)
+    if total == 0:
+        assert found is None
+        return
+    bucket = next(
+        index
+        for index, running in enumerate(accumulate(histogram))
+        if histogram[index] and running >= q * total
+    )
+    below = sum(histogram[:bucket])
+    edges = [0.0, *DELAY_BOUNDS_SECONDS, DELAY_BOUNDS_SECONDS[-1]]
+    low, high = edges[bucket], edges[bucket + 1]
+    share = (q * total - below) / histogram[bucket]
+    assert found == pytest.approx(low + (high - low) * share)
+
+
+def test_histograms_add_up(kept: Kept) -> None:
+    [(added, shorter, nothing, summed, none)] = kept.all(
+        "SELECT histogram_add(ARRAY[1, 2, 3]::bigint[], ARRAY[10, 0, 5]::bigint[]),"
+        " histogram_add('{}', ARRAY[1, 2]::bigint[]),"
+        " histogram_add(NULL, ARRAY[1]::bigint[]),"
+        " (SELECT histogram_sum(h) FROM (VALUES (ARRAY[1, 2]::bigint[]),"
+        "   (ARRAY[3, 4]::bigint[]), (ARRAY[5, 6]::bigint[])) AS v(h)),"
+        " (SELECT histogram_sum(delay_histogram) FROM ingest_minute)"
+    )
+    assert (added, shorter, nothing) == ([11, 2, 8], [1, 2], [1])
+    assert (summed, none) == ([9, 12], [])
+
+
+# The oldest PostgreSQL
+
+
+OLDEST = Path("/usr/lib/postgresql/15/bin")
+
+
+@dataclass
+class Oldest:
+    """PostgreSQL 15 as Debian packages it."""
+
+    port: int
+    password: str
+
+    def environ(self) -> dict[str, str]:
+        return {
+            "POSTGRESQL_HOST": "127.0.0.1",
+            "POSTGRESQL_PORT": str(self.port),
+            "POSTGRESQL_USERNAME": "owner",
+            "POSTGRESQL_PASSWORD": self.password,
+            "POSTGRESQL_DATABASE": "postgres",
+        }
+
+
+@pytest.fixture(scope="module")
+def oldest() -> Iterator[Oldest]:
+    if not (OLDEST / "postgres").exists():
+        pytest.skip(f"PostgreSQL 15 is not installed in {OLDEST} (Debian 12 has it)")
+    who: dict[str, Any] = {}
+    # Not below pytest's own folder, which the server's user may not enter.
+    folder = Path(tempfile.mkdtemp(prefix="heartbeat-15-"))
+    if os.geteuid() == 0:
+        try:
+            user = pwd.getpwnam("postgres")
+        except KeyError:
+            pytest.skip("PostgreSQL 15 does not run as root; no user postgres is here")
+        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+        os.chown(folder, user.pw_uid, user.pw_gid)
+    oldest = Oldest(free_port(), secrets.token_hex(8))
+    password_file = folder / "password"
+    password_file.write_text(oldest.password)
+    password_file.chmod(0o644)
+    quiet: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, **who}
+    subprocess.run(
+        [
+            OLDEST / "initdb", "-D", folder / "data", "-U", "owner", "-E", "UTF8",
+            "--locale=C", "-A", "scram-sha-256", f"--pwfile={password_file}", "-N",
+        ],
+        check=True, stdout=subprocess.DEVNULL, **quiet,
+    )  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(
+            [
+                OLDEST / "postgres", "-D", folder / "data", "-p", str(oldest.port),
+                "-h", "127.0.0.1", "-k", "", "-F",
+            ],
+            stdout=log, stderr=log, **quiet,
+        )  # fmt: skip
+    try:
+        engine = engine_of(settings_of(oldest.environ()))
+
+        def answers() -> bool:
+            assert server.poll() is None, (folder / "log").read_text()
+            with suppress(OperationalError), engine.connect():
+                return True
+            return False
+
+        wait_until(answers, "PostgreSQL 15 answers", seconds=30)
+        engine.dispose()
+        yield oldest
+    finally:
+        server.terminate()
+        server.wait(20)
+        shutil.rmtree(folder)
+
+
+def test_it_runs_on_the_oldest_postgresql(oldest: Oldest) -> None:
+    environ = {**oldest.environ(), "POSTGRESQL_READER_PASSWORD": "reader"}
+    settings = settings_of(environ)
+    engine = engine_of(settings)
+    kept = Kept(engine)
+    assert kept.all("SHOW server_version_num")[0][0].startswith("15")
+    alembic(environ, "upgrade", "head")
+    store_some(settings)
+    assert "No new upgrade operations detected" in alembic(environ, "check")
+    assert quantile(kept, one_hot(9, 4), 0.5) == pytest.approx(0.75)
+    reader = reads(settings, "reader")
+    with reader.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM heartbeats")) == 6
+    reader.dispose()
+    alembic(environ, "downgrade", "base")
+    assert relations(engine) == {"alembic_version", "alembic_version_pkc"}
+    alembic(environ, "upgrade", "head")
+    store_some(settings)
+    engine.dispose()
