@@ -51,9 +51,11 @@ def read_recent(engine: Engine) -> Recent:
                 lately.longest,
             )
         ).one()
-    # Between the bounds of a bucket it is a guess, which must not exceed the longest.
-    if longest is not None:
-        p50, p95 = (min(each, longest) for each in (p50, p95))
+    if p50 is None:
+        longest = None  # whatever came in, none of it was a new beat
+    else:
+        # Between the bounds of a bucket it is a guess; it must not exceed the longest.
+        p50, p95 = min(p50, longest), min(p95, longest)
     rate = None if stored is None else float(stored) / max(1.0, float(seconds))
     return Recent(rate, p50, p95, longest)
 
