@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -36,6 +38,10 @@ MODULES = [
     "heartbeat_app.commands",
     "heartbeat_app.web.views",
 ]
+
+
+# Supervisors kill after 10 s.
+STOP_SECONDS = 8.0
 
 
 class HeartbeatApp(LaneApp):
@@ -77,6 +83,24 @@ class HeartbeatApp(LaneApp):
             web_router_enabled=False,
             web_tables_enabled=False,
         )
+
+    async def on_stop(self) -> None:
+        """Call when the worker is told to stop: then it ends, whatever hangs.
+
+        With Kafka away Faust's producer never stops. What was not finished is read
+        again after the next start, so nothing is lost by an abrupt end.
+        """
+        limit = threading.Timer(STOP_SECONDS, self._end_now)
+        limit.daemon = True
+        limit.start()
+        await super().on_stop()
+
+    def _end_now(self) -> None:
+        self.log.error(
+            "Did not stop within %g s (is Kafka away?): ended. Nothing is lost.",
+            STOP_SECONDS,
+        )
+        os._exit(1)
 
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """The lane's services, and the watchdog, which has to see all of them."""

@@ -84,6 +84,8 @@ class Servers:
         """Stop both."""
         self.kafka.stop()
         self.postgres.stop()
+        self.kafka.remove_data()
+        self.postgres.remove_data()
 
     def environ(self, database: str, name: str, **more: str) -> dict[str, str]:
         """The settings of an application of its own on these servers."""

@@ -12,7 +12,9 @@ import pytest
 from confluent_kafka import Producer
 from sqlalchemy import Engine, text
 
+from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
+from heartbeat_app.storage.books import read_books
 from tests.oracle import RETENTION_DAYS, Oracle
 from tests.servers import (
     PROJECT,
@@ -130,6 +132,24 @@ def test_the_database_is_away_for_half_a_minute(
         )
         assert dead(database.engine) == 0
         balanced(database.environ)
+
+
+def test_a_stop_ends_while_kafka_is_away(
+    tmp_path: Path,
+    engine: Engine,
+    environ: dict[str, str],
+    make_worker: Callable[..., Worker],
+) -> None:
+    """Faust's producer would wait for Kafka for ever."""
+    with KafkaServer(tmp_path / "kafka", port=free_port()) as kafka:
+        worker = make_worker(
+            KAFKA_BOOTSTRAP_SERVERS=kafka.bootstrap_servers, SYNTHETIC_CUSTOMERS="100"
+        ).start()
+        worker.wait_until(lambda: consumed(engine) >= 100, "beats are stored")
+        kafka.kill()
+        worker.wait_until(lambda: worker.get("/health/ready")[0] == 503, "not ready")
+        worker.stop(seconds=10)
+    assert read_books(engine).balanced
 
 
 @pytest.mark.parametrize("running", [False, True], ids=["stopped", "running"])
