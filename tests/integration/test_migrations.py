@@ -6,6 +6,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -480,7 +481,7 @@ def oldest() -> Iterator[Oldest]:
         engine.dispose()
         yield oldest
     finally:
-        server.terminate()
+        server.send_signal(signal.SIGINT)  # does not wait for its clients
         server.wait(20)
         shutil.rmtree(folder)
 
