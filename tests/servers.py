@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -143,10 +144,12 @@ def run(
     seconds: float = 120,
 ) -> str:
     """Run a command in the project's folder; what it printed, errors included."""
+    child = child_environ(environ)
     done = subprocess.run(
-        command,
+        # Looked up in the child's PATH, not in ours.
+        [shutil.which(command[0], path=child["PATH"]) or command[0], *command[1:]],
         cwd=PROJECT,
-        env=child_environ(environ),
+        env=child,
         input=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -171,6 +174,8 @@ def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
         **clean,
         **dict.fromkeys(variables(), ""),
         "COLUMNS": "200",
+        # As in an activated virtual environment: the commands as a user types them.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **environ,
     }
 
