@@ -1,0 +1,137 @@
+"""How chunks are taken out of aiokafka, on its real classes, without a broker."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.structs import TopicPartition
+from faust.types import TP
+
+from heartbeat_app.lane import Chunk, Lane
+from heartbeat_app.lane.fetch import LaneThread, Start
+
+BEATS = TP("beats", 0)
+AIO = TopicPartition("beats", 0)
+
+
+class Reader:
+    """A lane thread with the parts of aiokafka's consumer that it looks at."""
+
+    def __init__(self) -> None:
+        self.lane = Lane({"beats"}, ledger=None, topic_ids=lambda topics: {})  # type: ignore[arg-type]
+        self.thread: Any = LaneThread.__new__(LaneThread)
+        self.thread.lane = self.lane
+        self.thread._sought = {}
+        self.subscriptions = SubscriptionState()
+        self.fetcher = SimpleNamespace(
+            _subscriptions=self.subscriptions,
+            _records={},
+            _notify=lambda future: None,
+            _wait_consume_future=None,
+        )
+        self.thread._consumer = SimpleNamespace(
+            _fetcher=self.fetcher,
+            seek=lambda tp, offset: self.state.seek(offset),
+        )
+        self.assign()
+
+    def assign(self) -> None:
+        """As after a rebalance: a state of its own for the partition."""
+        self.subscriptions._subscription = None
+        self.subscriptions.assign_from_user({AIO})
+
+    @property
+    def state(self) -> Any:
+        return self.subscriptions.subscription.assignment.state_value(AIO)
+
+    async def seek(self, offset: int, *, end: int = 1_000) -> None:
+        await self.thread.lane_seek({BEATS: Start("id", offset, end)})
+
+    def fetched(self, first: int, count: int) -> None:
+        """A fetch at the partition's position has come in."""
+        builder: Any = DefaultRecordBatchBuilder(
+            magic=2, compression_type=0, is_transactional=0, producer_id=-1,
+            producer_epoch=-1, base_sequence=0, batch_size=100_000,
+        )  # fmt: skip
+        for offset in range(count):
+            builder.append(offset, 0, None, b"value", [])
+        data = bytearray(builder.build())
+        data[0:8] = first.to_bytes(8, "big")
+        records = PartitionRecords(
+            AIO, MemoryRecords(bytes(data)), [], self.state.position, None, None,
+            False, READ_COMMITTED,
+        )  # fmt: skip
+        self.fetcher._records[AIO] = FetchResult(
+            AIO,
+            assignment=self.subscriptions.subscription.assignment,
+            partition_records=records,
+            backoff=0,
+        )
+
+    def take(self) -> Chunk | None:
+        chunk: Chunk | None = self.thread._take_chunk(self.fetcher, BEATS)
+        return chunk
+
+
+@pytest.fixture
+async def reader() -> Reader:
+    return Reader()
+
+
+async def test_a_fetch_is_a_chunk(reader: Reader) -> None:
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    chunk = reader.take()
+    assert chunk is not None
+    assert (chunk.asked, chunk.position, chunk.missing) == (100, 105, 0)
+    assert [record.offset for record in chunk.records] == [*range(100, 105)]
+
+
+async def test_after_a_rebalance_nothing_is_taken_before_the_seek(
+    reader: Reader,
+) -> None:
+    """aiokafka begins at the committed offset, which may lie below what is stored."""
+    await reader.seek(100)
+    reader.assign()
+    reader.state.seek(80)
+    reader.fetched(80, 5)
+    assert reader.take() is None
+    assert not reader.lane.partitions[BEATS].truncated
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    chunk = reader.take()
+    assert chunk is not None
+    assert chunk.asked == 100
+
+
+async def test_a_log_that_begins_later_has_lost_records(reader: Reader) -> None:
+    await reader.seek(100)
+    reader.state.await_reset(0)
+    reader.state.reset_to(150)
+    reader.fetched(150, 5)
+    chunk = reader.take()
+    assert chunk is not None
+    assert (chunk.asked, chunk.position, chunk.missing) == (100, 155, 50)
+
+
+async def test_a_log_that_ends_earlier_is_truncated(reader: Reader) -> None:
+    await reader.seek(100)
+    reader.state.await_reset(0)
+    reader.state.reset_to(0)
+    reader.fetched(0, 5)
+    assert reader.take() is None
+    assert reader.lane.partitions[BEATS].truncated
+
+
+async def test_what_a_seek_overtook_is_dropped(reader: Reader) -> None:
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    await reader.seek(90)
+    assert reader.take() is None
+    assert not reader.fetcher._records  # so that it is fetched again
