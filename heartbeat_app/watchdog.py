@@ -123,6 +123,8 @@ class Watchdog(Service):
         if not lag or not database or life != self._lived[0]:
             self._lived = (life, now)
         still, lifeless = now - self._moved[1], now - self._lived[1]
+        if not self.app.rebalancing_count:
+            reasons.append("the worker has not joined its group yet")
         if self.app.rebalancing:
             reasons.append("the group's partitions are being assigned")
             limit = REBALANCE_SECONDS

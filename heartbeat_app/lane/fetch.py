@@ -40,6 +40,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         """Call when the consumer starts."""
         self._room = asyncio.Event()
+        # aiokafka's state of each partition when we sought in it. A rebalance makes
+        # another, which stands at Kafka's committed offset until we seek again.
+        self._sought: dict[TP, Any] = {}
         await super().on_start()
 
     def _create_worker_consumer(self, transport: Any) -> Any:
@@ -60,7 +63,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         """
         consumer = self._ensure_consumer()
         for tp, start in starts.items():
-            consumer.seek(driver.ensure_aiokafka_TP(tp), start.offset)
+            aiotp = driver.ensure_aiokafka_TP(tp)
+            consumer.seek(aiotp, start.offset)
+            self._sought[tp] = self._state(consumer._fetcher, aiotp)
             self.lane.start(tp, start.topic_id, start.offset, end=start.end)
 
     async def seek_others_to_committed(self, tps: Iterable[TP]) -> Mapping[TP, int]:
@@ -83,8 +88,6 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         over. Called again and again also while there is no room, so that aiokafka
         never takes the worker for idle.
         """
-        if not self.consumer.flow_active:
-            return {}
         fetcher = consumer._fetcher
         if consumer._closed or fetcher._closed:
             raise ConsumerStoppedError()
@@ -93,7 +96,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (timeout or 0.0)
         with fetcher._subscriptions.fetch_context():
-            while True:
+            while self.consumer.flow_active:
                 if fetcher._subscriptions.reassignment_in_progress:
                     await fetcher._subscriptions.wait_for_assignment()
                 self._room.clear()
@@ -109,6 +112,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     return found
                 if not await self._wait_for_more(fetcher, deadline - loop.time()):
                     return {}
+        return {}  # a rebalance has begun
 
     async def _wait_for_more(self, fetcher: Any, seconds: float) -> bool:
         """Wait for a fetch or for room; whether either came in time."""
@@ -147,6 +151,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         if type(result) is not FetchResult:
             self._drop(fetcher, aiotp)
             result.check_raise()
+        state = self._state(fetcher, aiotp)
+        if id(state) != id(self._sought.get(tp)):
+            return None  # assigned anew, and about to be sought
         if not result.check_assignment(aiotp):  # overtaken by a seek
             self._drop(fetcher, aiotp)
             return None
@@ -163,7 +170,6 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             raise
         if not result.has_more():
             self._drop(fetcher, aiotp)
-        state = fetcher._subscriptions.subscription.assignment.state_value(aiotp)
         asked, position = partition.expected, state.position
         if position == asked:
             return None
@@ -182,6 +188,10 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             size=sum(record.serialized_value_size for record in records),
             epoch=partition.epoch,
         )
+
+    @staticmethod
+    def _state(fetcher: Any, aiotp: Any) -> Any:
+        return fetcher._subscriptions.subscription.assignment.state_value(aiotp)
 
     @staticmethod
     def _drop(fetcher: Any, aiotp: Any) -> None:

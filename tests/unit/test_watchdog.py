@@ -23,6 +23,7 @@ class Worker:
         self.lane.start(TOPIC, "id", 100, end=100)
         self.writer = SimpleNamespace(attempts=0)
         self.rebalancing = False
+        self.rebalancing_count = 1
         self.watchdog = Watchdog(self, clock=lambda: self.now)
 
     def look(self, lag: int | None, *, database: bool = True) -> tuple[str, str | None]:
@@ -79,6 +80,11 @@ def test_a_database_that_is_away_is_no_reason_to_end(worker: Worker) -> None:
     worker.look(5)
     worker.now += 10_000
     assert worker.look(5, database=False)[1] is None
+
+
+def test_before_its_first_rebalance_it_is_not_ready(worker: Worker) -> None:
+    worker.rebalancing_count = 0
+    assert "has not joined its group yet" in worker.look(0)[0]
 
 
 def test_a_rebalance_may_take_longer(worker: Worker) -> None:
