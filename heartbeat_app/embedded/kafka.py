@@ -126,7 +126,7 @@ class KafkaServer(EmbeddedServer):
                 "format",
                 "--ignore-formatted",
                 "--cluster-id",
-                urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="),
+                _new_cluster_id(),
                 "--config",
                 "format.properties",
             ],
@@ -180,3 +180,11 @@ class KafkaServer(EmbeddedServer):
         except KafkaException:
             return False
         return bool(cluster.brokers) and cluster.cluster_id == self.cluster_id
+
+
+def _new_cluster_id() -> str:
+    """One that begins with "-" would be taken for an option; Kafka makes none either."""
+    while True:
+        found = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        if not found.startswith("-"):
+            return found
