@@ -183,7 +183,7 @@ class KafkaServer(EmbeddedServer):
 
 
 def _new_cluster_id() -> str:
-    """One that begins with "-" would be taken for an option; Kafka makes none either."""
+    """One that begins with "-" would be read as an option; Kafka makes none either."""
     while True:
         found = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         if not found.startswith("-"):
