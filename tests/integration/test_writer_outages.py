@@ -589,12 +589,13 @@ def test_a_write_that_waits_can_be_broken_off(
     writer: Writer, kept: Kept, engine: Engine, aside: ThreadPoolExecutor
 ) -> None:
     before = kept.everything()
-    with contested(engine):
-        writing = aside.submit(writer.write, NEXT)
-        kept.waits("writer")
-        assert_broken_off(writing, writer)
-    wait_until(lambda: not sessions(kept), "the broken session is gone")
-    assert kept.everything() == before
+    for _ in range(2):
+        with contested(engine):
+            writing = aside.submit(writer.write, NEXT)
+            kept.waits("writer")
+            assert_broken_off(writing, writer)
+        wait_until(lambda: not sessions(kept), "the broken session is gone")
+        assert kept.everything() == before
     assert_stored_once(writer, kept)
 
 
