@@ -46,6 +46,17 @@ def test_the_delays_lie_below_the_longest(writer: Writer, engine: Engine) -> Non
     assert recent.delay_p95_seconds <= recent.delay_max_seconds
 
 
+def test_a_guess_inside_a_bucket_does_not_exceed_the_longest(
+    writer: Writer, engine: Engine
+) -> None:
+    at = datetime.now(UTC) - timedelta(seconds=60.5)  # in a bucket up to 300 s
+    writer.write(batch_of([beat(f"c{n}", at=at) for n in range(100)]))
+    recent = read_recent(engine)
+    assert recent.delay_max_seconds is not None
+    assert 60 < recent.delay_max_seconds < 100
+    assert recent.delay_p95_seconds == recent.delay_max_seconds
+
+
 def test_what_came_in_long_ago_is_left_out(
     make_writer: MakeWriter, engine: Engine
 ) -> None:
