@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from datetime import timedelta
 
 from confluent_kafka import KafkaException
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.audit import Audit, audit
 from heartbeat_app.config import Settings
 from heartbeat_app.kafka import Admin, TopicLog
 from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.tables import ingest_minute
+from heartbeat_app.storage.reads import Recent, read_recent
 
 _LOOK_SECONDS = 0.5
 
@@ -24,9 +23,7 @@ class Figures:
     """One look at what was done so far, over all runs on this data."""
 
     audit: Audit
-    delay_p50_seconds: float | None
-    delay_p95_seconds: float | None
-    """From a beat's timestamp to its row, of what came in the last minute or two."""
+    recent: Recent
 
     @property
     def stored(self) -> int:
@@ -71,25 +68,11 @@ class FigureReader:
 
     def read(self, *, kafka_runs: bool = True) -> Figures:
         """Ask now; raises SQLAlchemyError when PostgreSQL does not answer."""
-        minutes = ingest_minute.c
-        lately = func.date_trunc("minute", func.now() - timedelta(minutes=1))
-        delays = (
-            select(func.histogram_sum(minutes.delay_histogram).label("delays"))
-            .where(minutes.minute >= lately)
-            .subquery()
-            .c.delays
-        )
-        with self._engine.connect() as connection:
-            p50, p95 = connection.execute(
-                select(
-                    func.delay_quantile(delays, 0.5), func.delay_quantile(delays, 0.95)
-                )
-            ).one()
         books = read_books(self._engine)
         # After the books: a worker that goes on can only have made the logs longer.
         topics = {self._topic} | {each.topic for each in books.partitions}
         logs = self._logs(topics) if kafka_runs else None
-        return Figures(audit(books, self._topic, logs), p50, p95)
+        return Figures(audit(books, self._topic, logs), read_recent(self._engine))
 
     def _logs(self, topics: set[str]) -> dict[str, TopicLog] | None:
         try:

@@ -151,7 +151,7 @@ def _values(figures: Figures | None, rate: float | None) -> list[tuple[str, str]
         return [("stored", "unknown: PostgreSQL does not answer")]
     total, lag = figures.audit.books.total, figures.audit.lag
     speed = "" if rate is None else f" ({rate:,.0f}/s)"
-    p50, p95 = figures.delay_p50_seconds, figures.delay_p95_seconds
+    p50, p95 = figures.recent.delay_p50_seconds, figures.recent.delay_p95_seconds
     values = [("stored", f"{total.stored:,}{speed}"), ("refused", f"{total.dead:,}")]
     if total.duplicate:
         values.append(("duplicates", f"{total.duplicate:,}"))

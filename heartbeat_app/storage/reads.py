@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from sqlalchemy import Engine, func, select
 
-from heartbeat_app.storage.tables import dead_letters, ingest_minute
+from heartbeat_app.storage.tables import ingest_minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,6 @@ def read_recent(engine: Engine) -> Recent:
         p50, p95 = min(p50, longest), min(p95, longest)
     rate = None if stored is None else float(stored) / max(1.0, float(seconds))
     return Recent(rate, p50, p95, longest)
-
-
-def refused_by_reason(engine: Engine) -> dict[str, int]:
-    """How many dead letters there are of each reason."""
-    reason = dead_letters.c.reason
-    with engine.connect() as connection:
-        rows = connection.execute(select(reason, func.count()).group_by(reason))
-        return {row[0]: row[1] for row in rows}
 
 
 def probe(engine: Engine) -> None:

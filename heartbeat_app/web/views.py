@@ -11,7 +11,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.application import app
 from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.reads import read_recent, refused_by_reason
+from heartbeat_app.storage.dead_letters import count_by_reason
+from heartbeat_app.storage.reads import read_recent
 
 
 @app.page("/health/live", name="live")
@@ -51,7 +52,7 @@ class Stats(View):
         try:
             books = await asyncio.to_thread(read_books, app.reads)
             recent = await asyncio.to_thread(read_recent, app.reads)
-            refused = await asyncio.to_thread(refused_by_reason, app.reads)
+            refused = await asyncio.to_thread(count_by_reason, app.reads)
         except SQLAlchemyError:
             return self.json(answer, status=503)
         return self.json(

@@ -8,7 +8,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine
 
-from heartbeat_app.storage.reads import Recent, read_recent, refused_by_reason
+from heartbeat_app.storage.dead_letters import count_by_reason
+from heartbeat_app.storage.reads import Recent, read_recent
 from heartbeat_app.storage.writer import Writer
 from tests.storing import batch_of, beat, beats
 
@@ -19,7 +20,7 @@ MakeWriter = Callable[..., Writer]
 
 def test_before_the_first_batch_nobody_knows_anything(engine: Engine) -> None:
     assert read_recent(engine) == Recent(None, None, None, None)
-    assert refused_by_reason(engine) == {}
+    assert count_by_reason(engine) == {}
 
 
 def test_batches_without_a_new_beat_have_no_delay(
@@ -67,4 +68,4 @@ def test_what_came_in_long_ago_is_left_out(
 
 def test_refused_records_are_counted_by_reason(writer: Writer, engine: Engine) -> None:
     writer.write(batch_of([None, beat(rate=70), beat(rate=71), None]))
-    assert refused_by_reason(engine) == {"not_json": 2, "conflict": 1}
+    assert count_by_reason(engine) == {"not_json": 2, "conflict": 1}
