@@ -21,9 +21,7 @@ HEADER = ["customer_id", "timestamp", "heart_rate"]
 
 # Any instant that a record can hold: what is too old to keep or too far ahead is for
 # the worker to decide, by its own clock and settings.
-ANY_TIME = Rules(
-    earliest=EARLIEST, latest=datetime.max.replace(tzinfo=UTC), retention=False
-)
+ANY_TIME = Rules(earliest=EARLIEST, latest=datetime.max.replace(tzinfo=UTC))
 
 # Three fields of at most 255 characters, quotes doubled, are far below. It bounds the
 # memory that a file without line ends takes, and what an open quote swallows.

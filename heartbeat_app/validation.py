@@ -58,7 +58,6 @@ class Rules:
 
     earliest: datetime
     latest: datetime
-    retention: bool  # whether `earliest` comes from the retention
 
     @classmethod
     def at(
@@ -71,7 +70,6 @@ class Rules:
         return cls(
             earliest=earliest,
             latest=now + timedelta(seconds=max_future_seconds),
-            retention=earliest > EARLIEST,
         )
 
 
