@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from faust import Stream
 from faust.types import StreamT
-from tenacity import RetryCallState, wait_random_exponential
 
 from heartbeat_app.lane.chunk import Chunk
 from heartbeat_app.lane.lane import Lane
 
 log = logging.getLogger(__name__)
-
-# Growing, jittered waits of at most 2 s: a database that comes back is noticed soon,
-# and many workers do not ask it all at once.
-_wait = wait_random_exponential(multiplier=0.1, max=2.0, min=0.05)
 
 
 class Rewind(Exception):
@@ -64,9 +60,9 @@ async def consume(
 
 
 async def _pause(chunk: Chunk, failures: int, error: Exception) -> None:
-    state = RetryCallState(retry_object=None, fn=None, args=(), kwargs={})  # type: ignore[arg-type]
-    state.attempt_number = failures
-    seconds = _wait(state)
+    # Growing, jittered waits of at most 2 s: a database that comes back is noticed
+    # soon, and many workers do not ask it all at once.
+    seconds = random.uniform(0.05, min(2.0, 0.1 * 2 ** min(failures - 1, 10)))
     log.warning(
         "%s: attempt %d failed, again in %.1f s; nothing is lost: %s: %s",
         chunk,
