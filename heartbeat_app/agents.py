@@ -60,19 +60,21 @@ async def store_heartbeats(stream: StreamT[Any]) -> None:
 
 
 async def store(batch: Batch) -> None:
-    """Write a batch in the writer's thread.
+    """Write a batch in one of the writers' threads.
 
     Raises:
         Rewind: The ledger went back; nothing was written.
     """
-    loop = asyncio.get_running_loop()
-    writing = loop.run_in_executor(app.writing, app.writer.write, batch)
+    writing = app.writing.submit(app.writer.write, batch)
     try:
-        written = await asyncio.shield(writing)
+        written = await asyncio.shield(asyncio.wrap_future(writing))
     except LedgerWentBackError as error:
         raise Rewind(str(error)) from error
     except asyncio.CancelledError:
-        await asyncio.wait({writing}, timeout=STOP_GRACE_SECONDS)
+        if not writing.cancel():  # it has begun
+            await asyncio.wait(
+                {asyncio.wrap_future(writing)}, timeout=STOP_GRACE_SECONDS
+            )
         if not writing.done():
             log.warning("%s: broken off, to be read again after the start", batch)
             app.writer.interrupt()

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import faust
+import mode.loop
 from confluent_kafka import KafkaException
 from faust.types.auth import CredentialsT
 from mode import ServiceT
@@ -40,6 +41,9 @@ MODULES = [
 ]
 
 
+# While one thread builds its text or waits for a commit, the other keeps PostgreSQL
+# busy. More of them would only fight for it.
+WRITING_THREADS = 2
 # Supervisors kill after 10 s.
 STOP_SECONDS = 8.0
 
@@ -49,15 +53,18 @@ class HeartbeatApp(LaneApp):
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # One to write, one to end a session that blocks it.
+        # For each writing thread one to write, one to end a session that blocks it.
         self.writer = Writer(
-            make_engine(settings, application_name="heartbeat_app writer", pool_size=2)
+            make_engine(
+                settings,
+                application_name="heartbeat_app writer",
+                pool_size=2 * WRITING_THREADS,
+            )
         )
         self.reads = make_engine(
             settings, application_name="heartbeat_app reader", pool_size=4
         )
-        # Batches are written one at a time: more would only fight for the database.
-        self.writing = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self.writing = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="writer")
         super().__init__(
             settings.kafka_group_id,
             lane=Lane(
@@ -161,5 +168,9 @@ def credentials(settings: Settings) -> CredentialsT | None:
         )
     return faust.SSLCredentials(context) if context is not None else None
 
+
+# Chosen before the first loop is made; FAUST_LOOP=aio and `-L aio` stay possible.
+if "FAUST_LOOP" not in os.environ:
+    mode.loop.use("uvloop")
 
 app = HeartbeatApp(load_settings())

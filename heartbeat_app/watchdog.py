@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import KafkaException
+from faust.types import TP
 from mode import Service
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -42,6 +43,21 @@ class Health:
         return not self.reasons
 
 
+@dataclass(slots=True)
+class Seen:
+    """How a partition was seen last.
+
+    Attributes:
+        done, moved: The offset up to which it was acknowledged, and since when.
+        life, lived: What shows that somebody works on it, and since when.
+    """
+
+    done: int
+    moved: float
+    life: tuple[object, ...]
+    lived: float
+
+
 class Watchdog(Service):
     """Looks every second; ends the process when it stands still."""
 
@@ -53,9 +69,7 @@ class Watchdog(Service):
         self._clock = clock
         self._books_due = 0.0
         self._problems: list[str] = []
-        # Since when neither (a) an offset was acknowledged, nor (b) a write ended.
-        self._moved: tuple[object, float] = (None, clock())
-        self._lived: tuple[object, float] = (None, clock())
+        self._seen: dict[TP, Seen] = {}
         super().__init__(**kwargs)
 
     @Service.timer(LOOK_SECONDS)
@@ -72,8 +86,9 @@ class Watchdog(Service):
         """Look once and update `health`; says why when the process has to end."""
         reasons: list[str] = []
         database = await self._look_at_database(reasons)
-        lag = await self._look_at_kafka(reasons)
-        stalled = self._look_at_progress(reasons, lag, database)
+        lags = await self._look_at_kafka(reasons)
+        stalled = self._look_at_progress(reasons, lags, database)
+        lag = None if lags is None else sum(lags.values())
         self.health = Health(tuple(reasons), lag)
         return stalled
 
@@ -90,8 +105,11 @@ class Watchdog(Service):
         reasons.extend(f"the books are off: {each}" for each in self._problems)
         return True
 
-    async def _look_at_kafka(self, reasons: list[str]) -> int | None:
-        """Records that are in Kafka and not in the database; None: nobody knows."""
+    async def _look_at_kafka(self, reasons: list[str]) -> dict[TP, int] | None:
+        """Records that are in Kafka and not in the database, by assigned partition.
+
+        None: nobody knows.
+        """
         partitions = dict(self.app.lane.partitions)
         for tp, partition in partitions.items():
             if partition.truncated:
@@ -105,24 +123,30 @@ class Watchdog(Service):
         except KafkaException as error:
             reasons.append(f"Kafka does not answer: {error.args[0].str()}")
             return None
-        lag = 0
+        lags = {}
         for tp, partition in partitions.items():
             log = logs.get(tp.topic)
             if log is not None and tp.partition in log.partitions:
-                lag += max(0, log.partitions[tp.partition].end - partition.done)
-        return lag
+                lags[tp] = max(0, log.partitions[tp.partition].end - partition.done)
+        return lags
 
     def _look_at_progress(
-        self, reasons: list[str], lag: int | None, database: bool
+        self, reasons: list[str], lags: Mapping[TP, int] | None, database: bool
     ) -> str | None:
+        """Look at each partition: one may stand still while the others move."""
         now = self._clock()
-        done = {tp: each.done for tp, each in self.app.lane.partitions.items()}
-        if not lag or done != self._moved[0]:
-            self._moved = (done, now)
-        life = (done, self.app.writer.attempts, self.app.rebalancing)
-        if not lag or not database or life != self._lived[0]:
-            self._lived = (life, now)
-        still, lifeless = now - self._moved[1], now - self._lived[1]
+        before, self._seen = self._seen, {}
+        for tp, partition in self.app.lane.partitions.items():
+            lag = (lags or {}).get(tp, 0)
+            attempts = self.app.writer.attempts[tp.topic, tp.partition]
+            life = (partition.done, attempts, self.app.rebalancing)
+            seen = self._seen[tp] = before.get(tp) or Seen(partition.done, now, (), now)
+            if not lag or seen.done != partition.done:
+                seen.done, seen.moved = partition.done, now
+            if not lag or not database or seen.life != life:
+                seen.life, seen.lived = life, now
+        still = max((now - seen.moved for seen in self._seen.values()), default=0.0)
+        lifeless = max((now - seen.lived for seen in self._seen.values()), default=0.0)
         if not self.app.rebalancing_count:
             reasons.append("the worker has not joined its group yet")
         if self.app.rebalancing:
@@ -130,11 +154,15 @@ class Watchdog(Service):
             limit = REBALANCE_SECONDS
         else:
             limit = STANDSTILL_SECONDS
+        waiting = sum((lags or {}).values())
         if still >= STALLED_SECONDS:
-            reasons.append(f"nothing was stored for {still:.0f} s, {lag:,} are waiting")
+            reasons.append(
+                f"nothing of a partition was stored for {still:.0f} s, "
+                f"{waiting:,} are waiting"
+            )
         if lifeless < limit:
             return None
         return (
-            f"Nothing moved for {lifeless:.0f} s although {lag:,} records are waiting "
-            "and the database answers. Ending, to be started anew."
+            f"Nothing of a partition moved for {lifeless:.0f} s although {waiting:,} "
+            "records are waiting and the database answers. Ending, to be started anew."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
@@ -273,6 +276,30 @@ class Topic:
         assert producer.flush(60) == 0, "Kafka did not take all records"
         assert not failed, failed[:3]
         return sent
+
+    def produce_with_header(self, value: bytes, name: bytes, *, partition: int) -> None:
+        """Send one record with a header whose name may be any bytes."""
+
+        class Name(str):
+            def encode(self, *args: Any, **kwargs: Any) -> bytes:
+                return name
+
+        async def send() -> None:
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self.config["bootstrap.servers"]
+            )
+            await producer.start()
+            batch = producer.create_batch()
+            # The parser in Python asks the name for its bytes, the one in C does not.
+            batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 10_000)
+            batch.append(
+                timestamp=None, key=None, value=value, headers=[(Name(), b"\x80")]
+            )
+            sent = await producer.send_batch(batch, self.name, partition=partition)
+            await sent
+            await producer.stop()
+
+        asyncio.run(send())
 
 
 class Worker:

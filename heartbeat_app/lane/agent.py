@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 from faust import Stream
-from faust.types import StreamT
+from faust.types import TP, StreamT
 
 from heartbeat_app.lane.chunk import Chunk
 from heartbeat_app.lane.lane import Lane
@@ -26,20 +27,37 @@ async def consume(
     lane: Lane,
     handle: Callable[[Any], Awaitable[None]],
 ) -> None:
-    """Hand every batch to `handle`, in order, until the app stops.
+    """Hand every batch to `handle` until the app stops.
 
-    `handle` must be idempotent: the batch is handed to it again until it returns. It
-    never raises and never returns while the app runs, since Faust would acknowledge
-    the batch and restart the agent: records would be lost.
+    In order within a partition; batches of several partitions at once, as many as
+    wait (the lane bounds them). `handle` must be idempotent: the batch is handed to
+    it again until it returns. It never raises and never returns while the app runs,
+    since Faust would acknowledge the batch and restart the agent: records would be
+    lost.
 
     Acknowledges only what `handle` returned from, also when cancelled: a stream that
     acknowledges by itself does so for the batch that was cancelled, too.
     """
     consumer: Any = stream.app.consumer
-    async for event in cast(Stream[Any], stream).noack().events():
-        chunk: Any = event.message.value
-        tp = event.message.tp
-        failures = 0
+    # asyncio's locks are taken in the order in which they were asked for.
+    turns: defaultdict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
+    async with asyncio.TaskGroup() as group:
+        async for event in cast(Stream[Any], stream).noack().events():
+            turn = turns[event.message.tp]
+            group.create_task(_process(event, turn, consumer, lane, handle))
+
+
+async def _process(
+    event: Any,
+    turn: asyncio.Lock,
+    consumer: Any,
+    lane: Lane,
+    handle: Callable[[Any], Awaitable[None]],
+) -> None:
+    chunk: Any = event.message.value
+    tp = event.message.tp
+    failures = 0
+    async with turn:
         while lane.is_current(tp, chunk.epoch):
             try:
                 await handle(event.value)
@@ -48,7 +66,7 @@ async def consume(
             except Rewind as why:
                 log.warning("%s", why)
                 await consumer.restart_at_ledger({tp})
-                break
+                return
             except Exception as error:  # noqa: BLE001 (see above)
                 failures += 1
                 await _pause(chunk, failures, error)
@@ -56,7 +74,7 @@ async def consume(
                 if failures:
                     log.info("%s: stored at attempt %d", chunk, failures + 1)
                 event.ack()
-                break
+                return
 
 
 async def _pause(chunk: Chunk, failures: int, error: Exception) -> None:

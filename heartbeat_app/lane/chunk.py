@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiokafka import ConsumerRecord
+from heartbeat_app.lane.records import Record
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,7 +34,7 @@ class Chunk:
     position: int
     missing: int
     end_offset: int
-    records: list[ConsumerRecord[bytes, bytes]]
+    records: list[Record]
     size: int
     epoch: int
 

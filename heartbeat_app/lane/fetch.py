@@ -14,9 +14,13 @@ from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk
 from heartbeat_app.lane.lane import Lane
+from heartbeat_app.lane.records import unpack
 
 # A fetch is bounded in compressed bytes only; this bounds what it may grow to.
 MAX_CHUNK_RECORDS = 50_000
+# An answer of Kafka is held twice while it is taken apart, and may hold this much of
+# each partition but for this limit.
+MAX_FETCH_BYTES = 8 * 1024 * 1024
 
 
 class Start(NamedTuple):
@@ -49,6 +53,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         # Faust reads aborted records unless it runs transactions itself.
         consumer._isolation_level = "read_committed"
+        consumer._fetch_max_bytes = MAX_FETCH_BYTES
         return consumer
 
     def wake(self) -> None:
@@ -163,12 +168,14 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             # was already read: it lost its end, or is another topic of that name.
             partition.truncated = True
             return None
+        fetched = result._partition_records
         try:
-            records = result.getall(MAX_CHUNK_RECORDS)
+            records = unpack(fetched, MAX_CHUNK_RECORDS)
         except BaseException:
             self._drop(fetcher, aiotp)
             raise
-        if not result.has_more():
+        result._update_position()
+        if not fetched._records.has_next():
             self._drop(fetcher, aiotp)
         asked, position = partition.expected, state.position
         if position == asked:
@@ -185,7 +192,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             missing=begin - asked,
             end_offset=max(position, state.lso or state.highwater or 0),
             records=records,
-            size=sum(record.serialized_value_size for record in records),
+            size=sum([len(record.value) for record in records if record.value]),
             epoch=partition.epoch,
         )
 

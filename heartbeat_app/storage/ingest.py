@@ -27,18 +27,17 @@ class Delays:
         histogram = [0] * (len(DELAY_BOUNDS_SECONDS) + 1)
         if not timestamps:
             return cls(0.0, 0.0, histogram)
-        shortest = max(0.0, (now - max(timestamps)).total_seconds())
-        longest = max(0.0, (now - min(timestamps)).total_seconds())
-        lowest = bisect_left(DELAY_BOUNDS_SECONDS, shortest)
+        if max(timestamps) > now:
+            timestamps = [min(now, timestamp) for timestamp in timestamps]
+        delays = [now - timestamp for timestamp in timestamps]
+        longest = max(delays).total_seconds()
+        lowest = bisect_left(DELAY_BOUNDS_SECONDS, min(delays).total_seconds())
         if lowest == bisect_left(DELAY_BOUNDS_SECONDS, longest):
-            histogram[lowest] = len(timestamps)  # a backlog: all in one bucket
+            histogram[lowest] = len(delays)  # a backlog: all in one bucket
         else:
-            for timestamp in timestamps:
-                delay = max(0.0, (now - timestamp).total_seconds())
-                histogram[bisect_left(DELAY_BOUNDS_SECONDS, delay)] += 1
-        none = timedelta()
-        total = sum((max(none, now - timestamp) for timestamp in timestamps), none)
-        return cls(total.total_seconds(), longest, histogram)
+            for delay in delays:
+                histogram[bisect_left(DELAY_BOUNDS_SECONDS, delay.total_seconds())] += 1
+        return cls(sum(delays, timedelta()).total_seconds(), longest, histogram)
 
 
 def record(

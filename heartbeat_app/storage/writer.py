@@ -18,6 +18,7 @@ import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -76,10 +77,11 @@ class Written:
 
 
 class Writer:
-    """Writes batches, one at a time.
+    """Writes batches; from several threads, but those of a partition one at a time.
 
     Arguments:
-        engine: Of two connections: one to write, one to end a blocking session.
+        engine: Of two connections a thread: one to write, one to end a session that
+            blocks it.
         clock: Tells the time, aware.
     """
 
@@ -89,8 +91,10 @@ class Writer:
         self._engine = engine
         self._clock = clock
         self._known_days: set[date] = set()
-        self._blocked = False
-        self.attempts = 0  # how often a write has ended, whichever way
+        # Partitions whose row of the ledger was locked for too long.
+        self._blocked: set[tuple[str, int]] = set()
+        # How often a write of a partition has ended, whichever way.
+        self.attempts: Counter[tuple[str, int]] = Counter()
         # psycopg2's connections, while they are used.
         self._in_use: set[Any] = set()
         event.listen(engine, "checkout", lambda each, *_: self._in_use.add(each))
@@ -127,7 +131,7 @@ class Writer:
             self._engine.dispose()
             raise
         finally:
-            self.attempts += 1
+            self.attempts[batch.topic, batch.partition] += 1
 
     def interrupt(self) -> None:
         """Break off a write that hangs, from another thread; it raises there."""
@@ -221,22 +225,24 @@ class Writer:
     def _lock(self, connection: Connection, batch: Batch) -> int | None:
         """Lock the ledger's row; after a time-out before, end who blocks it."""
         timer = None
-        if self._blocked:
+        row = batch.topic_id, batch.partition
+        if row in self._blocked:
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
             timer = threading.Timer(
                 END_BLOCKERS_AFTER_SECONDS, self._end_blockers, (pid,)
             )
             timer.start()
         try:
-            next_offset = ledger.lock(connection, batch.topic_id, batch.partition)
+            next_offset = ledger.lock(connection, *row)
         except Exception as error:
-            self._blocked = errors.is_lock_timeout(error)
+            if errors.is_lock_timeout(error):
+                self._blocked.add(row)
             raise
         finally:
             if timer is not None:
                 timer.cancel()
                 timer.join()
-        self._blocked = False
+        self._blocked.discard(row)
         return next_offset
 
     def _end_blockers(self, pid: int) -> None:
@@ -270,7 +276,11 @@ def insert_dead_letters(
             "key": each.record.key,
             "value": each.record.value,
             "headers": [
-                [_header_text(name.encode()), _header_text(value)]
+                # A name that is not UTF-8 came out of the lane as lone surrogates.
+                [
+                    _header_text(name.encode("utf-8", "surrogateescape")),
+                    _header_text(value),
+                ]
                 for name, value in each.record.headers
             ],
             "reason": each.refusal.reason.value,

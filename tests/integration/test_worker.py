@@ -97,6 +97,50 @@ def test_the_pages_count_records(
     assert [each["partition"] for each in stats["partitions"]] == [0]
 
 
+def test_a_header_may_have_any_name(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    """aiokafka raises where it is not UTF-8: for ever, since it is read again."""
+    topic.make(partitions=1)
+    good = values(Oracle(seed=1, partitions=1), 3)
+    topic.produce(good[:1])
+    topic.produce_with_header(good[1] or b"", b"\xff\xfe", partition=0)
+    topic.produce_with_header(b"no beat", b"\xff\xfe", partition=0)
+    topic.produce(good[2:])
+    worker = make_worker(RETENTION_DAYS="3650").start()
+    worker.wait_until(lambda: count(engine) == 3, "the beats are stored")
+    with engine.connect() as connection:
+        headers = connection.scalar(text("SELECT headers FROM dead_letters"))
+    assert headers == [[{"base64": "//4="}, {"base64": "gA=="}]]
+
+
+def test_a_partition_that_is_blocked_does_not_hold_up_the_others(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    topic.make(partitions=2)
+    worker = make_worker(RETENTION_DAYS="3650").start()
+    worker.wait_until(lambda: count(engine, "partition_ledger") == 2, "the books begin")
+    good = values(Oracle(seed=1, partitions=1), 20)
+    lock = "SELECT 1 FROM partition_ledger WHERE partition = 0 FOR UPDATE"
+    with engine.connect() as blocking:
+        blocking.execute(text(lock))
+        topic.produce(good[:10], partition=0)
+        worker.wait_until(lambda: waiting_for_a_lock(engine), "it waits for the row")
+        topic.produce(good[10:], partition=1)
+        worker.wait_until(
+            lambda: count(engine) == 10, "the other one is stored", seconds=4
+        )
+        blocking.rollback()
+    worker.wait_until(lambda: count(engine) == 20, "all is stored")
+
+
+def waiting_for_a_lock(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(
+            connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+        )
+
+
 def test_books_that_are_off_make_it_unready(
     topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
 ) -> None:

@@ -9,12 +9,12 @@ import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
-from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from heartbeat_app.lane import Chunk, Lane
 from heartbeat_app.lane.fetch import LaneThread, Start
+from heartbeat_app.lane.records import FetchedRecords
 
 BEATS = TP("beats", 0)
 AIO = TopicPartition("beats", 0)
@@ -64,7 +64,7 @@ class Reader:
         data = bytearray(builder.build())
         data[0:8] = first.to_bytes(8, "big")
         records = PartitionRecords(
-            AIO, MemoryRecords(bytes(data)), [], self.state.position, None, None,
+            AIO, FetchedRecords(bytes(data)), [], self.state.position, None, None,
             False, READ_COMMITTED,
         )  # fmt: skip
         self.fetcher._records[AIO] = FetchResult(
@@ -91,6 +91,17 @@ async def test_a_fetch_is_a_chunk(reader: Reader) -> None:
     assert chunk is not None
     assert (chunk.asked, chunk.position, chunk.missing) == (100, 105, 0)
     assert [record.offset for record in chunk.records] == [*range(100, 105)]
+
+
+async def test_a_fetch_may_begin_inside_a_batch(reader: Reader) -> None:
+    """Kafka answers with the whole batch that holds the offset that was asked for."""
+    await reader.seek(103)
+    reader.fetched(100, 5)
+    chunk = reader.take()
+    assert chunk is not None
+    assert (chunk.asked, chunk.position, chunk.missing) == (103, 105, 0)
+    assert [record.offset for record in chunk.records] == [103, 104]
+    assert not reader.fetcher._records  # all of it was taken
 
 
 async def test_after_a_rebalance_nothing_is_taken_before_the_seek(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from heartbeat_app.lane import Lane
 from heartbeat_app.watchdog import Watchdog
 
 TOPIC = TP("beats", 0)
+OTHER = TP("beats", 1)
 
 
 class Worker:
@@ -21,7 +23,8 @@ class Worker:
         self.now = 1_000.0
         self.lane = Lane({"beats"}, ledger=None, topic_ids=lambda topics: {})  # type: ignore[arg-type]
         self.lane.start(TOPIC, "id", 100, end=100)
-        self.writer = SimpleNamespace(attempts=0)
+        self.lane.start(OTHER, "id", 100, end=100)
+        self.writer = SimpleNamespace(attempts=Counter())
         self.rebalancing = False
         self.rebalancing_count = 1
         self.watchdog = Watchdog(self, clock=lambda: self.now)
@@ -29,7 +32,8 @@ class Worker:
     def look(self, lag: int | None, *, database: bool = True) -> tuple[str, str | None]:
         """Reasons against readiness, and the reason for an end."""
         reasons: list[str] = []
-        stalled = self.watchdog._look_at_progress(reasons, lag, database)
+        lags = None if lag is None else {TOPIC: lag, OTHER: 0}
+        stalled = self.watchdog._look_at_progress(reasons, lags, database)
         return ", ".join(reasons), stalled
 
 
@@ -50,10 +54,10 @@ def test_lag_without_a_move_is_not_ready_and_then_the_end(worker: Worker) -> Non
     assert worker.look(5) == ("", None)
     worker.now += 1
     reasons, stalled = worker.look(5)
-    assert "nothing was stored for 20 s, 5 are waiting" in reasons
+    assert "nothing of a partition was stored for 20 s, 5 are waiting" in reasons
     assert stalled is None
     worker.now += watchdog.STANDSTILL_SECONDS - watchdog.STALLED_SECONDS
-    assert "Nothing moved for 75 s" in (worker.look(5)[1] or "")
+    assert "Nothing of a partition moved for 75 s" in (worker.look(5)[1] or "")
 
 
 def test_a_move_starts_the_time_anew(worker: Worker) -> None:
@@ -65,15 +69,28 @@ def test_a_move_starts_the_time_anew(worker: Worker) -> None:
     assert worker.look(2) == ("", None)
 
 
+def test_a_partition_that_stands_still_is_seen_beside_one_that_moves(
+    worker: Worker,
+) -> None:
+    worker.look(5)
+    for step in range(8):
+        worker.now += 10
+        worker.lane.release(OTHER, 200 + step)
+        worker.writer.attempts[OTHER] += 1
+        reasons, stalled = worker.look(5)
+    assert "nothing of a partition was stored for 80 s" in reasons
+    assert "Nothing of a partition moved for 80 s" in (stalled or "")
+
+
 def test_retries_keep_it_alive_but_not_ready(worker: Worker) -> None:
     """A batch that the database refuses again and again needs a person, no restart."""
     worker.look(5)
     for _ in range(50):
         worker.now += 10
-        worker.writer.attempts += 1
+        worker.writer.attempts[TOPIC] += 1
         reasons, stalled = worker.look(5)
         assert stalled is None
-    assert "nothing was stored" in reasons
+    assert "was stored" in reasons
 
 
 def test_a_database_that_is_away_is_no_reason_to_end(worker: Worker) -> None:
