@@ -1,4 +1,11 @@
-"""Puts beats into the table: COPY where all are new, staging where some are not."""
+"""Puts beats into the table, each once.
+
+1. COPY of all, which goes if all are new: the common case
+2. otherwise they are staged, those that are there already are looked up, and the
+   others go in by COPY
+3. where that fails, too (another worker was faster, PostgreSQL refuses a row), from the
+   staging table, by halves until the row at fault is found
+"""
 
 from __future__ import annotations
 
@@ -51,12 +58,15 @@ RETURNING "timestamp"
 
 # A statement of its own: only then does it see rows that another transaction
 # committed while the insert waited for it.
-SELECT_CONFLICTS = """
-SELECT staged.index
+SELECT_KNOWN = """
+SELECT staged.index, there.heart_rate <> staged.heart_rate
 FROM staged_beats AS staged
 JOIN heartbeats AS there USING (customer_id, "timestamp")
-WHERE there.heart_rate <> staged.heart_rate AND
+WHERE
 """
+# By the index, row by row: knowing nothing of the staging table, PostgreSQL might read
+# the whole day for it instead.
+BY_INDEX = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 
 # What leaves the other days out, so that they are neither opened nor locked. Bounded,
 # since planning takes the square of the number of days.
@@ -81,8 +91,13 @@ class Inserted:
     rejected: list[tuple[int, str]] = field(default_factory=list)
 
 
-def insert_beats(connection: Connection, beats: Sequence[Heartbeat]) -> Inserted:
+def insert_beats(
+    connection: Connection, beats: Sequence[Heartbeat], *, look_first: bool = False
+) -> Inserted:
     """Insert beats inside the connection's transaction, once in each.
+
+    Arguments:
+        look_first: Some are likely to be there: do not even try to insert all.
 
     Raises:
         psycopg2.Error: Anything but a row at fault; the transaction is to be rolled
@@ -94,16 +109,21 @@ def insert_beats(connection: Connection, beats: Sequence[Heartbeat]) -> Inserted
     # psycopg2's own cursor, for COPY, which SQLAlchemy does not know.
     cursor: Any = connection.connection.cursor()
     with cursor:
-        if _copy_new(cursor, beats):
+        if not look_first and _copy_new(cursor, beats):
             found.stored = [beat.timestamp for beat in beats]
             return found
         cursor.execute(MAKE_STAGING)
         copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_text(beats))
-        _insert_staged(cursor, 0, len(beats), found)
-        if len(found.stored) + len(found.rejected) < len(beats):
-            rejected = {index for index, _ in found.rejected}
-            conflicts = _find_conflicts(cursor, beats)
-            found.conflicts = [each for each in conflicts if each not in rejected]
+        if not _copy_unknown(cursor, beats, found):
+            _insert_staged(cursor, 0, len(beats), found)
+            if len(found.stored) + len(found.rejected) < len(beats):
+                rejected = {index for index, _ in found.rejected}
+                known = _look_up(cursor, beats)
+                found.conflicts = [
+                    index
+                    for index in sorted(known)
+                    if known[index] and index not in rejected
+                ]
     elsewhere = len(found.stored) + len(found.conflicts) + len(found.rejected)
     found.duplicate = len(beats) - elsewhere
     return found
@@ -111,6 +131,8 @@ def insert_beats(connection: Connection, beats: Sequence[Heartbeat]) -> Inserted
 
 def _copy_new(cursor: Any, beats: Sequence[Heartbeat]) -> bool:
     """The fast way; whether it went, that is, whether all beats are new and valid."""
+    if not beats:
+        return True
     try:
         with _savepoint(cursor):
             # In the order of the unique index, whose pages are then found and locked
@@ -121,6 +143,26 @@ def _copy_new(cursor: Any, beats: Sequence[Heartbeat]) -> bool:
         if errors.is_duplicate(error) or errors.is_row_fault(error):
             return False
         raise
+    return True
+
+
+def _copy_unknown(cursor: Any, beats: Sequence[Heartbeat], found: Inserted) -> bool:
+    """Copy the beats whose key is neither in the table nor earlier among them.
+
+    Whether it went; if not, nothing was done.
+    """
+    known = _look_up(cursor, beats)
+    conflicts = [index for index, differs in known.items() if differs]
+    first: dict[tuple[str, datetime], Heartbeat] = {}
+    for index, beat in enumerate(beats):
+        if index not in known:
+            before = first.setdefault((beat.customer_id, beat.timestamp), beat)
+            if before.heart_rate != beat.heart_rate:
+                conflicts.append(index)
+    if not _copy_new(cursor, list(first.values())):
+        return False
+    found.stored = [timestamp for _, timestamp in first]
+    found.conflicts = sorted(conflicts)
     return True
 
 
@@ -163,15 +205,16 @@ def _savepoint(cursor: Any) -> Iterator[None]:
     cursor.execute("RELEASE SAVEPOINT beats")
 
 
-def _find_conflicts(cursor: Any, beats: Sequence[Heartbeat]) -> list[int]:
-    """Indexes of staged beats whose key is in the table with another heart rate."""
-    found: list[int] = []
+def _look_up(cursor: Any, beats: Sequence[Heartbeat]) -> dict[int, bool]:
+    """Indexes of staged beats whose key is there; whether with another heart rate."""
+    found: dict[int, bool] = {}
+    cursor.execute(BY_INDEX)
     wanted = iter(sorted(days.days_of(beats)))
     while some := list(islice(wanted, DAYS_A_QUERY)):
         condition = " OR ".join([ON_THAT_DAY] * len(some))
         cursor.execute(
-            f"{SELECT_CONFLICTS} ({condition})",
+            f"{SELECT_KNOWN} ({condition})",
             [bound for day in some for bound in days.bounds(day)],
         )
-        found.extend(row[0] for row in cursor.fetchall())
-    return sorted(found)
+        found.update(cursor.fetchall())
+    return found

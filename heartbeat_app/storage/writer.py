@@ -93,6 +93,8 @@ class Writer:
         self._known_days: set[date] = set()
         # Partitions whose row of the ledger was locked for too long.
         self._blocked: set[tuple[str, int]] = set()
+        # Partitions whose last batch held beats that were there already.
+        self._repeating: set[tuple[str, int]] = set()
         # How often a write of a partition has ended, whichever way.
         self.attempts: Counter[tuple[str, int]] = Counter()
         # psycopg2's connections, while they are used.
@@ -175,7 +177,15 @@ class Writer:
         batch = batch.since(next_offset)
         records = batch.records
 
-        inserted = insert_beats(connection, batch.beats)
+        row = batch.topic_id, batch.partition
+        inserted = insert_beats(
+            connection, batch.beats, look_first=row in self._repeating
+        )
+        # Beats that are sent again seldom come alone.
+        if inserted.duplicate or inserted.conflicts:
+            self._repeating.add(row)
+        else:
+            self._repeating.discard(row)
         refused = [
             *batch.refused,
             *(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -186,8 +186,8 @@ def test_what_does_not_add_up_is_not_stored(
     before = kept.everything()
     right = storage_beats.insert_beats
 
-    def insert(*arguments: Any) -> Inserted:
-        right(*arguments)
+    def insert(*arguments: Any, **options: Any) -> Inserted:
+        right(*arguments, **options)
         return wrong
 
     monkeypatch.setattr(storage_writer, "insert_beats", insert)
@@ -334,6 +334,27 @@ def test_what_is_there_already_is_a_duplicate(writer: Writer, kept: Kept) -> Non
     assert kept.beats() == rows_of(beats(8))
     assert kept.letters() == []
     assert kept.book() == book(13, stored=8, duplicate=5)
+
+
+def test_while_beats_come_again_they_are_looked_up_first(
+    writer: Writer, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A COPY that fails costs time, and tells PostgreSQL's log whose beat it was."""
+    tried: list[int] = []
+    right = storage_beats._copy_new
+
+    def copy_new(cursor: Any, new: Sequence[Heartbeat]) -> bool:
+        tried.append(len(new))
+        return right(cursor, new)
+
+    monkeypatch.setattr(storage_beats, "_copy_new", copy_new)
+    writer.write(batch_of(beats(10)))
+    writer.write(batch_of(beats(10, first=5), asked=10))
+    writer.write(batch_of(beats(10, first=10), asked=20))
+    writer.write(batch_of(beats(10, first=20), asked=30))
+    writer.write(batch_of(beats(10, first=30), asked=40))
+    assert tried == [10, *(10, 5), 5, 10, 10]
+    assert kept.beats() == rows_of(beats(40))
 
 
 def test_what_comes_twice_in_a_batch_is_a_duplicate(writer: Writer, kept: Kept) -> None:
