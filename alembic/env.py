@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from logging.config import fileConfig
 
-from alembic import context
-from sqlalchemy import create_engine, pool
+from alembic import command, context
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, create_engine, pool
 
 from heartbeat_app.config import load_settings
 from heartbeat_app.storage.engine import database_url
+from heartbeat_app.storage.roles import ensure_roles, forget_roles
 from heartbeat_app.storage.tables import metadata
 
 if context.config.config_file_name is not None:
@@ -24,9 +26,11 @@ def include_name(name: str | None, kind: str, parents: object) -> bool:
 
 
 def run_migrations_offline() -> None:
-    """Print the SQL instead of running it."""
+    """Print the SQL instead of running it; the roles are left out."""
     context.configure(
-        url=database_url(load_settings()), target_metadata=metadata, literal_binds=True
+        url=database_url(load_settings().owner),
+        target_metadata=metadata,
+        literal_binds=True,
     )
     with context.begin_transaction():
         context.run_migrations()
@@ -35,9 +39,9 @@ def run_migrations_offline() -> None:
 def run_migrations_online() -> None:
     """Run the migrations, all in one transaction."""
     engine = create_engine(
-        database_url(load_settings()),
+        database_url(load_settings().owner),
         poolclass=pool.NullPool,
-        hide_parameters=True,  # one of them is the verifier of a password
+        hide_parameters=True,
     )
     with engine.connect() as connection:
         context.configure(
@@ -48,7 +52,19 @@ def run_migrations_online() -> None:
         )
         with context.begin_transaction():
             context.run_migrations()
+            roles_follow(connection)
     engine.dispose()
+
+
+def roles_follow(connection: Connection) -> None:
+    """After each `alembic upgrade` the roles have what they need, and no more."""
+    running, *_ = getattr(context.config.cmd_opts, "cmd", (None,))
+    heads = set(context.get_context().get_current_heads())
+    if running is command.upgrade:
+        if heads == set(ScriptDirectory.from_config(context.config).get_heads()):
+            ensure_roles(connection, load_settings())
+    elif running is command.downgrade and not heads:
+        forget_roles(connection, load_settings())
 
 
 if context.is_offline_mode():

@@ -107,15 +107,26 @@ class Settings:
     postgresql_port: int = _setting(
         _whole(1, 65535), "Port of the database.", default=5434
     )
-    postgresql_username: str = _setting(_text, "Role that owns or writes the tables.")
+    postgresql_username: str = _setting(
+        _text, "Role of the worker and the commands; it owns nothing."
+    )
     postgresql_password: str = _setting(_text, "That role's password.", secret=True)
     postgresql_database: str = _setting(_text, "Name of the database.")
     postgresql_sslmode: str = _setting(
         _one_of(*SSL_MODES), "libpq's `sslmode`.", default="prefer"
     )
+    postgresql_owner_username: str | None = _setting(
+        _text,
+        "Role that owns the tables, for `alembic` only; unset: `POSTGRESQL_USERNAME` "
+        "owns them, too.",
+        default=None,
+    )
+    postgresql_owner_password: str | None = _setting(
+        _text, "The owner's password.", default=None, secret=True
+    )
     postgresql_reader_password: str | None = _setting(
         _text,
-        "Password for the SELECT-only role `heartbeat_reader` that the migration "
+        "Password for the SELECT-only role `heartbeat_reader` that `alembic upgrade` "
         "makes for Grafana; unset: no such role is made.",
         default=None,
         secret=True,
@@ -195,6 +206,17 @@ class Settings:
         _whole(1, 65535), "Port of the worker's pages.", default=6066
     )
 
+    @property
+    def owner(self) -> Settings:
+        """The same for migrations, which connect as the owner of the tables."""
+        return dataclasses.replace(
+            self,
+            postgresql_username=self.postgresql_owner_username
+            or self.postgresql_username,
+            postgresql_password=self.postgresql_owner_password
+            or self.postgresql_password,
+        )
+
 
 def variables() -> dict[str, dataclasses.Field[Any]]:
     """Every setting's field by the name of its environment variable."""
@@ -228,6 +250,10 @@ def load_settings(
         except _Invalid as allowed:
             was = "(hidden)" if setting.metadata["secret"] else repr(value)
             wrong.append(f"{name} is {was}; allowed is {allowed}")
+    owner = ("POSTGRESQL_OWNER_USERNAME", "POSTGRESQL_OWNER_PASSWORD")
+    for name, other in (owner, owner[::-1]):
+        if name.lower() in values and other.lower() not in values:
+            wrong.append(f"{other} is not set; {name} needs it")
     if values.get("kafka_security_protocol", "").startswith("SASL"):
         for name in ("KAFKA_SASL_USERNAME", "KAFKA_SASL_PASSWORD"):
             if name.lower() not in values:

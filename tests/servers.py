@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from heartbeat_app.embedded.postgres import PostgresServer
 
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATE = "heartbeat_template"
+OWNER = ("POSTGRESQL_OWNER_USERNAME", "POSTGRESQL_OWNER_PASSWORD")
 
 
 def free_port() -> int:
@@ -63,6 +64,8 @@ class Servers:
 
     postgres: PostgresServer
     kafka: KafkaServer
+    # Of the role that the applications connect as; the server's own user owns.
+    password: str = field(default_factory=lambda: secrets.token_hex(8))
 
     @classmethod
     def start(cls, folder: Path) -> Servers:
@@ -96,8 +99,10 @@ class Servers:
         return {
             "POSTGRESQL_HOST": "127.0.0.1",
             "POSTGRESQL_PORT": str(self.postgres.port),
-            "POSTGRESQL_USERNAME": self.postgres.username,
-            "POSTGRESQL_PASSWORD": self.postgres.password,
+            "POSTGRESQL_USERNAME": "worker",
+            "POSTGRESQL_PASSWORD": self.password,
+            "POSTGRESQL_OWNER_USERNAME": self.postgres.username,
+            "POSTGRESQL_OWNER_PASSWORD": self.postgres.password,
             "POSTGRESQL_DATABASE": database,
             "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.kafka.port}",
             "KAFKA_GROUP_ID": name,
@@ -128,10 +133,10 @@ class Servers:
 
 
 def engine_of(settings: Settings, **options: Any) -> Engine:
-    """A plain engine, without the application's limits."""
+    """The owner's plain engine, without the application's rights and limits."""
     from heartbeat_app.storage.engine import database_url
 
-    return create_engine(database_url(settings), pool_size=2, **options)
+    return create_engine(database_url(settings.owner), pool_size=2, **options)
 
 
 def alembic(environ: Mapping[str, str], *arguments: str) -> str:
@@ -306,8 +311,12 @@ class Worker:
     """A worker as a user starts it, its log in a file."""
 
     def __init__(self, environ: Mapping[str, str], log: Path) -> None:
-        # Each worker of a test needs a port of its own.
-        self.environ = {**environ, "WEB_PORT": str(free_port())}
+        # Each worker of a test needs a port of its own, and no owner's password.
+        self.environ = {
+            **environ,
+            **dict.fromkeys(OWNER, ""),
+            "WEB_PORT": str(free_port()),
+        }
         self.log_path = log
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, text
@@ -77,6 +77,11 @@ def batch_of(
         sources=[record for record, item in found if item is not None],
         refused=[Refused(record, REFUSAL) for record, item in found if item is None],
     )
+
+
+def day_table(day: date) -> str:
+    """Name of the day's partition."""
+    return f"heartbeats_{day:%Y_%m_%d}"
 
 
 class Book(NamedTuple):

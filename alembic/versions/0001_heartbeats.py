@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 import sqlalchemy as sa
 from alembic import context, op
 from alembic.util import CommandError
-from psycopg2.extensions import encrypt_password
 from sqlalchemy.dialects import postgresql
-
-from heartbeat_app.config import load_settings
 
 revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
 
-log = logging.getLogger("alembic.runtime.migration")
-
-READER = "heartbeat_reader"
 TABLES = ("heartbeats", "partition_ledger", "dead_letters", "ingest_minute")
 
 # The bounds are those of heartbeat_app.storage.tables.DELAY_BOUNDS_SECONDS.
@@ -68,9 +60,50 @@ CREATE AGGREGATE histogram_sum(BIGINT[]) (
 )
 """
 
+# Days come while workers run, and those may make no tables: this makes a day's
+# partition for them, with the owner's rights, and nothing else.
+# The advisory lock, 0x68656172, is one that all take who make days. CREATE and then
+# ATTACH, since CREATE … PARTITION OF waits for open writers and blocks readers.
+# The table may be there: a day that somebody detached comes back with its rows.
+# "timestamp" lies in the years 2000 to 9999, and is sorted by UTC.
+MAKE_DAY = """
+CREATE FUNCTION make_day(day DATE) RETURNS BOOLEAN
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, public, pg_temp
+AS $$
+DECLARE
+    partition TEXT;
+BEGIN
+    IF day IS NULL OR NOT day BETWEEN DATE '2000-01-01' AND DATE '9999-12-31' THEN
+        RAISE EXCEPTION 'make_day: % is no day from 2000-01-01 to 9999-12-31', day
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    partition := 'heartbeats_' || to_char(day, 'YYYY_MM_DD');
+    PERFORM pg_advisory_xact_lock(1751474546);
+    IF EXISTS (
+        SELECT FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
+        WHERE inhparent = 'public.heartbeats'::regclass AND relname = partition
+    ) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format(
+        'CREATE TABLE IF NOT EXISTS public.%I'
+        ' (LIKE public.heartbeats INCLUDING DEFAULTS INCLUDING CONSTRAINTS)',
+        partition
+    );
+    EXECUTE format(
+        'ALTER TABLE public.heartbeats ATTACH PARTITION public.%I'
+        ' FOR VALUES FROM (%L) TO (%L)',
+        partition, day || ' 00:00:00+00', day + 1 || ' 00:00:00+00'
+    );
+    RETURN true;
+END
+$$
+"""
+
 
 def upgrade() -> None:
-    """Make everything, and the reader's role where that is asked for and allowed."""
+    """Make everything; who may use it, heartbeat_app.storage.roles says."""
     if not context.is_offline_mode():
         require_utf8(op.get_bind())
     instant = sa.DateTime(timezone=True)
@@ -164,11 +197,8 @@ def upgrade() -> None:
     op.execute(DELAY_QUANTILE)
     op.execute(HISTOGRAM_ADD)
     op.execute(HISTOGRAM_SUM)
-
-    if context.is_offline_mode():
-        log.info("Offline: no role %s is made.", READER)
-    else:
-        make_reader(op.get_bind())
+    op.execute(MAKE_DAY)
+    op.execute("REVOKE EXECUTE ON FUNCTION make_day(DATE) FROM PUBLIC")
 
 
 def require_utf8(connection: sa.Connection) -> None:
@@ -181,66 +211,9 @@ def require_utf8(connection: sa.Connection) -> None:
         )
 
 
-def make_reader(connection: sa.Connection) -> None:
-    """Make the SELECT-only role, or say why not."""
-    password = load_settings().postgresql_reader_password
-    if password is None:
-        log.info("POSTGRESQL_READER_PASSWORD is not set: no role %s is made.", READER)
-        return
-    may_create = connection.scalar(
-        sa.text(
-            "SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname=current_user"
-        )
-    )
-    if not may_create:
-        log.warning(
-            "The owner may not create roles: no role %s is made. Grafana needs a role "
-            "with SELECT on %s; let an administrator make it.",
-            READER,
-            ", ".join(TABLES),
-        )
-        return
-    exists = connection.scalar(
-        sa.text("SELECT true FROM pg_roles WHERE rolname = :name"), {"name": READER}
-    )
-    # Only the verifier travels, so that no log of the server holds the password.
-    verifier = encrypt_password(
-        password, READER, connection.connection.dbapi_connection, "scram-sha-256"
-    )
-    try:
-        with connection.begin_nested():
-            connection.exec_driver_sql(
-                f"{'ALTER' if exists else 'CREATE'} ROLE {READER} LOGIN PASSWORD %s",
-                (verifier,),
-            )
-    except sa.exc.ProgrammingError as error:
-        if not exists or getattr(error.orig, "pgcode", None) != "42501":
-            raise
-        log.warning(
-            "The role %s was made by another owner: it may read this database, too, "
-            "but keeps its password.",
-            READER,
-        )
-    connection.execute(
-        sa.text(
-            f"GRANT USAGE ON SCHEMA public TO {READER};"
-            f"GRANT SELECT ON {', '.join(TABLES)} TO {READER}"
-        )
-    )
-
-
 def downgrade() -> None:
-    """Drop everything but the reader's role, which others may use: only revoke."""
-    op.execute(
-        f"""
-        DO $$ BEGIN
-            IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{READER}') THEN
-                REVOKE ALL ON {", ".join(TABLES)} FROM {READER};
-                REVOKE ALL ON SCHEMA public FROM {READER};
-            END IF;
-        END $$
-        """  # noqa: S608 (constants only)
-    )
+    """Drop everything but the roles, which others may use."""
+    op.execute("DROP FUNCTION make_day(DATE)")
     op.execute("DROP AGGREGATE histogram_sum(BIGINT[])")
     op.execute("DROP FUNCTION histogram_add(BIGINT[], BIGINT[])")
     op.execute("DROP FUNCTION delay_quantile(BIGINT[], DOUBLE PRECISION)")

@@ -28,7 +28,7 @@ def ensure_env_file(folder: Path | None = None) -> bool:
             "Start from the project's folder."
         ) from None
     text = re.sub(
-        r"^(POSTGRESQL_(?:READER_)?PASSWORD)=$",
+        r"^(POSTGRESQL_(?:OWNER_|READER_)?PASSWORD)=$",
         lambda match: f"{match[1]}={secrets.token_urlsafe(24)}",
         text,
         flags=re.MULTILINE,

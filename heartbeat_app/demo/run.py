@@ -38,6 +38,12 @@ DATA_FOLDER = ".heartbeat"
 
 SYNTHETIC_CUSTOMERS = "1000"
 
+NOT_FOR_THE_WORKER = (
+    "POSTGRESQL_OWNER_USERNAME",
+    "POSTGRESQL_OWNER_PASSWORD",
+    "POSTGRESQL_READER_PASSWORD",
+)
+
 WORKER_STOP_SECONDS = 5.0
 KAFKA_STOP_SECONDS = 2.0
 POSTGRESQL_STOP_SECONDS = 2.0
@@ -109,8 +115,8 @@ class _Demo:
         self._postgres = PostgresServer(
             self._data / "postgres",
             port=settings.postgresql_port,
-            username=settings.postgresql_username,
-            password=settings.postgresql_password,
+            username=settings.owner.postgresql_username,
+            password=settings.owner.postgresql_password,
             database=settings.postgresql_database,
             progress=screen.step,
         )
@@ -326,8 +332,9 @@ class _Demo:
 
 
 def _worker_environment(project: Path) -> dict[str, str]:
-    """1,000 customers unless the person has said how many."""
+    """1,000 customers unless the person has said how many, and no other's password."""
+    given = dict.fromkeys(NOT_FOR_THE_WORKER, "")  # .env says them: this unsets them
     name = "SYNTHETIC_CUSTOMERS"
-    if os.environ.get(name) or dotenv_values(project / ".env").get(name):
-        return {}
-    return {name: SYNTHETIC_CUSTOMERS}
+    if not (os.environ.get(name) or dotenv_values(project / ".env").get(name)):
+        given[name] = SYNTHETIC_CUSTOMERS
+    return given

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, date, timedelta
 from itertools import islice
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, func, select, text
 
 from heartbeat_app.models import Heartbeat
 
@@ -18,13 +18,6 @@ MAX_NEW_DAYS_A_BATCH = 400
 ALWAYS = timedelta(days=2)
 # One transaction's locks are bounded, too.
 DAYS_A_TRANSACTION = 25
-# Any number; all that make days take it, so that they wait for each other.
-ADVISORY_LOCK = 0x68656172
-
-
-def day_table(day: date) -> str:
-    """Name of the day's partition."""
-    return f"heartbeats_{day:%Y_%m_%d}"
 
 
 def bounds(day: date) -> tuple[str, str]:
@@ -60,37 +53,15 @@ def existing_days(connection: Connection) -> set[date]:
 def ensure_days(engine: Engine, days: Iterable[date]) -> None:
     """Make the partitions of these days, unless they are there.
 
-    In short transactions of their own, since two workers that make days inside their
-    batches wait for each other for ever. CREATE and then ATTACH, since CREATE …
-    PARTITION OF waits for open writers and blocks readers.
+    The database's make_day() does it with the owner's rights: the worker may make no
+    tables. In short transactions of their own, since two workers that make days inside
+    their batches wait for each other for ever.
     """
     wanted = iter(sorted(days))
     while some := list(islice(wanted, DAYS_A_TRANSACTION)):
         with engine.begin() as connection:
-            connection.execute(
-                text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ADVISORY_LOCK}
-            )
-            for day in sorted(set(some) - existing_days(connection)):
-                _make_day(connection, day)
-
-
-def _make_day(connection: Connection, day: date) -> None:
-    # Names and bounds are made of a date, not of anybody's input.
-    table = day_table(day)
-    begin, end = bounds(day)
-    connection.execute(
-        text(
-            # It may be there: a day that somebody detached comes back with its rows.
-            f"CREATE TABLE IF NOT EXISTS {table}"
-            " (LIKE heartbeats INCLUDING DEFAULTS INCLUDING CONSTRAINTS)"
-        )
-    )
-    connection.execute(
-        text(
-            f"ALTER TABLE heartbeats ATTACH PARTITION {table}"
-            f" FOR VALUES FROM ('{begin}') TO ('{end}')"
-        )
-    )
+            for day in some:
+                connection.execute(select(func.make_day(day)))
 
 
 def affordable(new: Collection[date], existing: int, today: date) -> set[date]:

@@ -235,8 +235,8 @@ class Database:
         self.server = PostgresServer(
             folder / "database",
             port=free_port(),
-            username=environ["POSTGRESQL_USERNAME"],
-            password=environ["POSTGRESQL_PASSWORD"],
+            username=environ["POSTGRESQL_OWNER_USERNAME"],
+            password=environ["POSTGRESQL_OWNER_PASSWORD"],
             database="heartbeat_db",
         )
         self.environ = {

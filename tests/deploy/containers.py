@@ -32,6 +32,7 @@ DOT_ENV: Mapping[str, str] = {
     "POSTGRESQL_USERNAME": "admin",
     "POSTGRESQL_PASSWORD": "pa$$ word",
     "POSTGRESQL_DATABASE": "heartbeat_db",
+    "POSTGRESQL_OWNER_PASSWORD": "owner's own",
     "POSTGRESQL_READER_PASSWORD": "reader's own",
 }
 

@@ -213,6 +213,30 @@ def test_the_reader_has_the_owners_password_until_it_is_given_its_own() -> None:
             assert found == expected
 
 
+def test_the_owner_is_another_role_than_the_workers() -> None:
+    for environ, user, password in (
+        (SEED_ENV, "heartbeat_owner", SEED_ENV["POSTGRESQL_PASSWORD"]),
+        (
+            SEED_ENV
+            | {"POSTGRESQL_OWNER_USERNAME": "o", "POSTGRESQL_OWNER_PASSWORD": "p"},
+            "o",
+            "p",
+        ),
+    ):
+        services = composefile.load(environ)["services"]
+        server = services["postgresql"]["environment"]
+        migrate = services["migrate"]["environment"]
+        assert (server["POSTGRES_USER"], server["POSTGRES_PASSWORD"]) == (
+            user,
+            password,
+        )
+        assert migrate["POSTGRESQL_OWNER_USERNAME"] == user
+        assert migrate["POSTGRESQL_OWNER_PASSWORD"] == password
+        worker = services["worker"]["environment"]
+        assert not {n for n in worker if "OWNER" in n or "READER" in n}
+        assert worker["POSTGRESQL_USERNAME"] == "admin"
+
+
 def test_the_application_is_given_its_own_settings_and_no_others(
     services: dict[str, Any],
 ) -> None:

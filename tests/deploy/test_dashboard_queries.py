@@ -339,6 +339,8 @@ def test_columns_that_are_formatted_exist(
         "INSERT INTO dead_letters DEFAULT VALUES",
         "UPDATE partition_ledger SET next_offset = 0",
         "CREATE TABLE mine ()",
+        "CREATE TEMPORARY TABLE mine ()",
+        "SELECT make_day('2030-01-01')",
         "CREATE ROLE another",
     ],
 )

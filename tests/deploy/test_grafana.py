@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from heartbeat_app.storage.roles import READER
 from tests.deploy import containers
 from tests.deploy.composefile import PROJECT
 
@@ -49,10 +50,7 @@ def test_the_data_source_reaches_the_database_of_compose(
 
 
 def test_the_data_source_can_only_read(data_source: dict[str, Any]) -> None:
-    (migration,) = (PROJECT / "alembic" / "versions").glob("0001_*.py")
-    role = re.search(r'^READER = "(\w+)"$', migration.read_text(), re.MULTILINE)
-    assert role is not None
-    assert data_source["user"] == role[1]
+    assert data_source["user"] == READER
 
 
 def test_what_the_data_source_takes_from_the_environment_is_there(

@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg2
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from heartbeat_app.config import Settings
@@ -20,7 +20,7 @@ from heartbeat_app.storage import engine as storage_engine
 from heartbeat_app.storage.days import ensure_days, existing_days
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.writer import Writer
-from tests.storing import START, Kept, batch_of, beat, rows_of
+from tests.storing import START, Kept, batch_of, beat, day_table, rows_of
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +73,7 @@ def test_a_day_takes_what_the_table_promises(engine: Engine, kept: Kept) -> None
     ensure_days(engine, [TODAY])
     [(bounds,)] = kept.all(
         "SELECT pg_get_expr(relpartbound, oid) FROM pg_class WHERE relname = :name",
-        name=days.day_table(TODAY),
+        name=day_table(TODAY),
     )
     assert bounds == (
         "FOR VALUES FROM ('2026-01-01 00:00:00+00') TO ('2026-01-02 00:00:00+00')"
@@ -165,7 +165,7 @@ def test_a_new_day_holds_up_neither_readers_nor_writers(
 ) -> None:
     ensure_days(engine, [TODAY])
     with engine.begin() as maker:
-        days._make_day(maker, after(1))
+        maker.execute(select(func.make_day(after(1))))
         with impatient.begin() as other:
             other.execute(text("SELECT count(*) FROM heartbeats")).all()
             other.execute(
@@ -179,7 +179,7 @@ def test_a_day_that_was_dropped_is_made_again(
 ) -> None:
     writer = make_writer()
     writer.write(batch_of([on(TODAY), on(after(1))]))
-    kept.do(f"DROP TABLE {days.day_table(TODAY)}")
+    kept.do(f"DROP TABLE {day_table(TODAY)}")
     batch = batch_of([on(TODAY, "late"), on(after(1), "late")], asked=2)
     with pytest.raises((DBAPIError, psycopg2.Error)) as caught:
         writer.write(batch)
@@ -195,7 +195,7 @@ def test_a_day_that_was_dropped_is_made_again_for_staged_beats(
 ) -> None:
     writer = make_writer()
     writer.write(batch_of([on(TODAY), on(after(1))]))
-    kept.do(f"DROP TABLE {days.day_table(TODAY)}")
+    kept.do(f"DROP TABLE {day_table(TODAY)}")
     batch = batch_of([on(after(1)), on(TODAY)], asked=2)  # a duplicate first
     with pytest.raises((DBAPIError, psycopg2.Error)) as caught:
         writer.write(batch)
@@ -209,7 +209,7 @@ def test_a_day_that_was_detached_comes_back_with_its_rows(
 ) -> None:
     writer = make_writer()
     writer.write(batch_of([on(TODAY)]))
-    kept.do(f"ALTER TABLE heartbeats DETACH PARTITION {days.day_table(TODAY)}")
+    kept.do(f"ALTER TABLE heartbeats DETACH PARTITION {day_table(TODAY)}")
     batch = batch_of([on(TODAY), on(TODAY, "late")], asked=1)
     with pytest.raises((DBAPIError, psycopg2.Error)):
         writer.write(batch)

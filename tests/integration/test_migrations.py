@@ -32,6 +32,7 @@ from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
 from heartbeat_app.storage.writer import Writer
 from tests.servers import (
+    OWNER,
     PROJECT,
     Servers,
     alembic,
@@ -128,14 +129,17 @@ def test_a_drift_is_seen(environ: dict[str, str], kept: Kept) -> None:
 
 def test_it_can_be_read_before_it_is_run(empty: dict[str, str]) -> None:
     """What `--sql` prints makes the same tables."""
-    password = empty["POSTGRESQL_PASSWORD"]
     printed = printed_sql(empty, "upgrade", "head")
-    assert password not in printed
+    assert empty["POSTGRESQL_PASSWORD"] not in printed
+    assert empty["POSTGRESQL_OWNER_PASSWORD"] not in printed
     engine = engine_of(settings_of(empty))
     assert relations(engine) == set()
     kept = Kept(engine)
     kept.do(printed)
     assert "No new upgrade operations detected" in alembic(empty, "check")
+    store_some(settings_of(alone(empty)))
+    alembic(empty, "upgrade", "head")  # the rights of the roles are not printed
+    kept.do("TRUNCATE heartbeats, dead_letters, partition_ledger, ingest_minute")
     store_some(settings_of(empty))
     kept.do(printed_sql(empty, "downgrade", "0001:base"))
     assert relations(engine) == {"alembic_version", "alembic_version_pkc"}
@@ -189,7 +193,10 @@ def clean_roles(servers: Servers) -> Iterator[Engine]:
 
 def drop_roles(admin: Engine) -> None:
     with admin.connect() as connection:
-        for role in (READER, "plain_owner", "maker"):
+        for role in (
+            READER, "plain_owner", "maker", "plain_worker", '"odd ""worker %s; --"',
+            "too_mighty", "changing",
+        ):  # fmt: skip
             # Another test's database may need it.
             with suppress(DBAPIError):
                 connection.execute(text(f"DROP ROLE IF EXISTS {role}"))
@@ -233,6 +240,8 @@ def test_the_reader_may_read_and_nothing_else(
         "DELETE FROM dead_letters",
         "TRUNCATE ingest_minute",
         "CREATE TABLE mine ()",
+        "CREATE TEMPORARY TABLE mine ()",
+        "SELECT make_day('2030-01-01')",
     ):
         with engine.connect() as connection, pytest.raises(ProgrammingError) as caught:
             connection.execute(text(statement))
@@ -281,9 +290,19 @@ def owned_by(
         connection.execute(text(f'ALTER DATABASE "{database}" OWNER TO {role}'))
     return {
         **environ,
-        "POSTGRESQL_USERNAME": role,
-        "POSTGRESQL_PASSWORD": "pw",
+        "POSTGRESQL_OWNER_USERNAME": role,
+        "POSTGRESQL_OWNER_PASSWORD": "pw",
         "POSTGRESQL_READER_PASSWORD": "secret",
+    }
+
+
+def alone(environ: Mapping[str, str]) -> dict[str, str]:
+    """The same for a set-up with one role, which owns the tables and writes them."""
+    return {
+        **environ,
+        "POSTGRESQL_USERNAME": environ["POSTGRESQL_OWNER_USERNAME"],
+        "POSTGRESQL_PASSWORD": environ["POSTGRESQL_OWNER_PASSWORD"],
+        **dict.fromkeys(OWNER, ""),
     }
 
 
@@ -291,21 +310,49 @@ def give_back(admin: Engine, environ: Mapping[str, str]) -> None:
     """Let an administrator own the database, so that its owner can be dropped."""
     url = admin.url.set(database=environ["POSTGRESQL_DATABASE"])
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    role = environ["POSTGRESQL_OWNER_USERNAME"]
     with engine.connect() as connection:
-        connection.execute(
-            text(f"REASSIGN OWNED BY {environ['POSTGRESQL_USERNAME']} TO CURRENT_USER")
-        )
-        connection.execute(text(f"DROP OWNED BY {environ['POSTGRESQL_USERNAME']}"))
+        connection.execute(text(f"REASSIGN OWNED BY {role} TO CURRENT_USER"))
+        connection.execute(text(f"DROP OWNED BY {role}"))
     engine.dispose()
 
 
-def test_an_owner_who_may_not_make_roles_is_told(
+def test_one_role_may_be_both_without_any_special_right(
     clean_roles: Engine, empty: dict[str, str]
 ) -> None:
     environ = owned_by(clean_roles, empty, "plain_owner")
-    printed = alembic(environ, "upgrade", "head")
+    printed = alembic(alone(environ), "upgrade", "head")
+    assert "The worker connects as plain_owner, who owns the tables" in printed
     assert "The owner may not create roles: no role heartbeat_reader is made" in printed
-    # All the rest works without any special right.
+    store_some(settings_of(alone(environ)))
+    alembic(alone(environ), "downgrade", "base")
+    give_back(clean_roles, environ)
+
+
+def test_what_an_administrator_makes_later_is_granted_then(
+    clean_roles: Engine, empty: dict[str, str]
+) -> None:
+    environ = owned_by(clean_roles, empty, "plain_owner") | {
+        "POSTGRESQL_USERNAME": "plain_worker"
+    }
+    printed = alembic(environ, "upgrade", "head")
+    for role, variable in (
+        ("plain_worker", "POSTGRESQL_PASSWORD"),
+        (READER, "POSTGRESQL_READER_PASSWORD"),
+    ):
+        assert (
+            f"The owner may not create roles: no role {role} is made. Let an "
+            f"administrator make it, with LOGIN and the password of {variable}"
+        ) in printed
+    with clean_roles.connect() as connection:
+        connection.execute(
+            text(
+                "CREATE ROLE plain_worker LOGIN PASSWORD"
+                f" '{environ['POSTGRESQL_PASSWORD']}'"
+            )
+        )
+    printed = alembic(environ, "upgrade", "head")
+    assert "The role plain_worker was made by another owner" in printed
     store_some(settings_of(environ))
     alembic(environ, "downgrade", "base")
     give_back(clean_roles, environ)
@@ -318,17 +365,51 @@ def test_an_owner_who_may_make_roles_shares_a_reader_made_by_another(
         with suppress(DBAPIError):
             connection.execute(text(f"CREATE ROLE {READER} LOGIN"))
         connection.execute(text(f"ALTER ROLE {READER} PASSWORD 'theirs'"))
-    environ = owned_by(clean_roles, empty, "maker", "CREATEROLE")
+    environ = owned_by(clean_roles, empty, "maker", "CREATEROLE") | {
+        "POSTGRESQL_USERNAME": 'odd "worker %s; --',
+        "POSTGRESQL_PASSWORD": "p'w %s",
+    }
     printed = alembic(environ, "upgrade", "head")
-    assert "was made by another owner" in printed
+    assert f"The role {READER} was made by another owner" in printed
     assert "secret" not in printed
     assert "SCRAM" not in printed
     engine = reads(settings_of(empty), "theirs")
     with engine.connect() as connection:
         connection.execute(text("SELECT count(*) FROM heartbeats"))
     engine.dispose()
+    store_some(settings_of(environ))
     alembic(environ, "downgrade", "base")
     give_back(clean_roles, environ)
+
+
+def test_a_worker_who_is_a_superuser_is_told(
+    clean_roles: Engine, empty: dict[str, str]
+) -> None:
+    with clean_roles.connect() as connection:
+        connection.execute(text("CREATE ROLE too_mighty SUPERUSER LOGIN"))
+    printed = alembic({**empty, "POSTGRESQL_USERNAME": "too_mighty"}, "upgrade", "head")
+    assert "The role too_mighty is a superuser" in printed
+
+
+def test_another_password_reaches_the_roles_with_the_next_upgrade(
+    clean_roles: Engine, empty: dict[str, str]
+) -> None:
+    environ = {**empty, "POSTGRESQL_USERNAME": "changing"}
+    for password in ("one", "two"):
+        changed = {
+            **environ,
+            "POSTGRESQL_PASSWORD": password,
+            "POSTGRESQL_READER_PASSWORD": f"read {password}",
+        }
+        alembic(changed, "upgrade", "head")
+        store = make_engine(settings_of(changed), application_name="worker")
+        with store.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        store.dispose()
+        reader = reads(settings_of(changed), f"read {password}")
+        with reader.connect() as connection:
+            assert connection.scalar(text("SHOW statement_timeout")) == "30s"
+        reader.dispose()
 
 
 # Functions
@@ -428,8 +509,10 @@ class Oldest:
         return {
             "POSTGRESQL_HOST": "127.0.0.1",
             "POSTGRESQL_PORT": str(self.port),
-            "POSTGRESQL_USERNAME": "owner",
-            "POSTGRESQL_PASSWORD": self.password,
+            "POSTGRESQL_USERNAME": "worker",
+            "POSTGRESQL_PASSWORD": "the worker's",
+            "POSTGRESQL_OWNER_USERNAME": "owner",
+            "POSTGRESQL_OWNER_PASSWORD": self.password,
             "POSTGRESQL_DATABASE": "postgres",
         }
 

@@ -236,7 +236,8 @@ def shared(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     servers.make_database("bytes", TEMPLATE)
     settings = load_settings(servers.environ("bytes", "bytes"), Path("/nonexistent"))
-    engine = make_engine(settings, application_name="bytes", pool_size=2)
+    # The owner's, who may empty the tables between two examples.
+    engine = make_engine(settings.owner, application_name="bytes", pool_size=2)
     yield engine
     engine.dispose()
     servers.drop_database("bytes")

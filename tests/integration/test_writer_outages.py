@@ -24,13 +24,14 @@ from sqlalchemy.exc import DBAPIError
 from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import days, errors
 from heartbeat_app.storage import engine as storage_engine
+from heartbeat_app.storage import errors
 from heartbeat_app.storage import writer as storage_writer
 from heartbeat_app.storage.engine import database_url, make_engine
+from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer, Written
 from tests.servers import Servers, wait_until
-from tests.storing import TOPIC_ID, Kept, batch_of, beat, beats, rows_of
+from tests.storing import TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
 
 pytestmark = pytest.mark.integration
 
@@ -337,10 +338,10 @@ def is_alive(kept: Kept, pid: int) -> bool:
 def test_a_session_that_holds_the_ledger_and_idles_is_ended_within_seconds(
     writer: Writer,
     kept: Kept,
-    engine: Engine,
+    colleague: Engine,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with engine.connect() as frozen:
+    with colleague.connect() as frozen:
         pid = hold_ledger(frozen)
         began = time.monotonic()
         error = assert_outage(lambda: writer.write(NEXT), kept)
@@ -357,7 +358,7 @@ def test_a_session_that_holds_the_ledger_and_idles_is_ended_within_seconds(
 def test_a_session_that_holds_the_ledger_inside_copy_is_ended(
     make_writer: MakeWriter,
     kept: Kept,
-    engine: Engine,
+    colleague: Engine,
     aside: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -371,7 +372,7 @@ def test_a_session_that_holds_the_ledger_inside_copy_is_ended(
             thawed.wait(30)
             return ""
 
-    with engine.connect() as frozen:
+    with colleague.connect() as frozen:
         pid = hold_ledger(frozen)
         cursor: Any = frozen.connection.cursor()
         copying = aside.submit(
@@ -398,13 +399,13 @@ def test_a_session_that_holds_the_ledger_inside_copy_is_ended(
 def test_a_session_that_blocks_nobody_is_left_alone(
     make_writer: MakeWriter,
     kept: Kept,
-    engine: Engine,
+    colleague: Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quick(monkeypatch)
     writer = make_writer()
     writer.write(FIRST)
-    with engine.connect() as frozen, engine.connect() as bystander:
+    with colleague.connect() as frozen, colleague.connect() as bystander:
         hold_ledger(frozen)
         insert_contested(bystander, beat("somebody else's"))
         with pytest.raises(DBAPIError):
@@ -412,6 +413,14 @@ def test_a_session_that_blocks_nobody_is_left_alone(
         writer.write(batch_of(beats(3), asked=5))
         assert bystander.scalar(text("SELECT count(*) FROM heartbeats")) == 6
         frozen.invalidate()
+
+
+@pytest.fixture
+def colleague(settings: Settings) -> Iterator[Engine]:
+    """An engine of another worker, without its limits."""
+    engine = create_engine(database_url(settings), pool_size=2)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture
@@ -430,13 +439,16 @@ def other_role(servers: Servers, settings: Settings, kept: Kept) -> Iterator[Eng
 
 
 def test_a_session_of_another_role_is_left_alone(
-    make_writer: MakeWriter,
+    settings: Settings,
     kept: Kept,
     other_role: Engine,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     quick(monkeypatch)
-    writer = make_writer()  # of a superuser, who may end it
+    # Of a superuser, who may end it.
+    engine = make_engine(settings.owner, application_name="writer", pool_size=2)
+    PostgresLedger(engine).open(TOPIC, TOPIC_ID, {0: 0})
+    writer = Writer(engine)
     writer.write(FIRST)
     with other_role.connect() as administrator:
         hold_ledger(administrator)
@@ -445,6 +457,7 @@ def test_a_session_of_another_role_is_left_alone(
             assert errors.is_lock_timeout(error)
         administrator.execute(text("SELECT 1"))
     assert_stored_once(writer, kept)
+    engine.dispose()
 
 
 def test_the_session_is_not_ended_at_the_first_attempt(
@@ -603,7 +616,7 @@ def test_a_write_that_waits_for_a_day_can_be_broken_off(
     writer: Writer, kept: Kept, engine: Engine, aside: ThreadPoolExecutor
 ) -> None:
     with engine.begin() as other:
-        other.execute(text(f"SELECT pg_advisory_xact_lock({days.ADVISORY_LOCK})"))
+        other.execute(text("SELECT make_day('2030-01-01')"))  # not committed yet
         batch = batch_of([beat(second=86_400)], asked=5)
         writing = aside.submit(writer.write, batch)
         kept.waits("writer")

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta, timezone
 import pytest
 
 from heartbeat_app.storage import days
-from heartbeat_app.storage.days import affordable, day_table, days_of
+from heartbeat_app.storage.days import affordable, days_of
 from tests.storing import beat
 
 TODAY = date(2026, 1, 10)
@@ -52,10 +52,6 @@ def test_offsets_do_not_hide_a_second_day() -> None:
 
 def test_no_beats_need_no_days() -> None:
     assert days_of([]) == set()
-
-
-def test_a_days_table_is_named_after_it() -> None:
-    assert day_table(date(2026, 1, 9)) == "heartbeats_2026_01_09"
 
 
 def test_a_new_day_is_made() -> None:
