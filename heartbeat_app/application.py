@@ -14,6 +14,8 @@ import faust
 import mode.loop
 from confluent_kafka import KafkaException
 from faust.types.auth import CredentialsT
+from faust.types.web import Web
+from faust.web.drivers.aiohttp import Web as AiohttpWeb
 from mode import ServiceT
 from tenacity import (
     AsyncRetrying,
@@ -22,6 +24,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from heartbeat_app.access import Access
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
@@ -112,6 +115,13 @@ class HeartbeatApp(LaneApp):
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """The lane's services, and the watchdog, which has to see all of them."""
         return [self.watchdog, *super().on_init_dependencies()]
+
+    def _new_web(self) -> Web:
+        web = super()._new_web()
+        assert isinstance(web, AiohttpWeb)
+        access = Access(self.settings.web_token, self.settings.web_bind)
+        access.protect(web.web_app)
+        return web
 
     @cached_property
     def watchdog(self) -> Watchdog:

@@ -80,6 +80,13 @@ def _servers(value: str) -> str:
     return ",".join(server.strip() for server in value.split(","))
 
 
+def _token(value: str) -> str:
+    # Printable ASCII: it travels in a header. Long: nobody shall guess it.
+    if not re.fullmatch(r"[!-~]{16,256}", value):
+        raise _Invalid("16 to 256 letters, digits and signs, no blanks")
+    return value
+
+
 def _file(value: str) -> str:
     if not Path(value).is_file():
         raise _Invalid("the path of a readable file")
@@ -204,6 +211,13 @@ class Settings:
     )
     web_port: int = _setting(
         _whole(1, 65535), "Port of the worker's pages.", default=6066
+    )
+    web_token: str | None = _setting(
+        _token,
+        "What the worker's pages ask for, but `/health/…`; unset: they are open, and "
+        "tell nothing personal unless `WEB_BIND` is this machine only.",
+        default=None,
+        secret=True,
     )
 
     @property

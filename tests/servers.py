@@ -399,11 +399,14 @@ class Worker:
         """Wait until its log holds the words."""
         self.wait_until(lambda: words in self.log(), f"log {words!r}", seconds=seconds)
 
-    def get(self, path: str, *, seconds: float = 10.0) -> tuple[int, Any]:
+    def get(
+        self, path: str, *, seconds: float = 10.0, **headers: str
+    ) -> tuple[int, Any]:
         """Status and JSON of one of its pages; status 0 when it does not answer."""
         url = f"http://127.0.0.1:{self.environ['WEB_PORT']}{path}"
+        request = urllib.request.Request(url, headers=headers)
         try:
-            with urllib.request.urlopen(url, timeout=seconds) as answer:
+            with urllib.request.urlopen(request, timeout=seconds) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)

@@ -94,7 +94,9 @@ BEGIN
     EXECUTE format(
         'ALTER TABLE public.heartbeats ATTACH PARTITION public.%I'
         ' FOR VALUES FROM (%L) TO (%L)',
-        partition, day || ' 00:00:00+00', day + 1 || ' 00:00:00+00'
+        partition,
+        to_char(day, 'YYYY-MM-DD 00:00:00+00'),
+        to_char(day + 1, 'YYYY-MM-DD 00:00:00+00')
     );
     RETURN true;
 END

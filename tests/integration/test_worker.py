@@ -97,6 +97,30 @@ def test_the_pages_count_records(
     assert [each["partition"] for each in stats["partitions"]] == [0]
 
 
+def test_the_pages_ask_for_the_token(
+    environ: dict[str, str], topic: Topic, make_worker: Callable[..., Worker]
+) -> None:
+    """All that there are, those of Faust's debug mode too, but two for supervisors."""
+    pages = json.loads(run(environ, sys.executable, "-c", INVENTORY))["pages"]
+    topic.make(partitions=1)
+    token = "the-token-of-this-test"
+    worker = make_worker(WEB_TOKEN=token).start(
+        sys.executable, "-m", "heartbeat_app", "--debug", "worker", "-l", "info",
+    )  # fmt: skip
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    closed = {*pages, "/", "/graph/", "/assignment/"} - {
+        "/health/live",
+        "/health/ready",
+    }
+    assert len(closed) >= 4
+    for page in closed:
+        assert worker.get(page)[0] == 401, page
+    for page in ("/stats/", "/", "/assignment/"):
+        status, told = worker.get(page, Authorization=f"Bearer {token}")
+        assert (status, bool(told)) == (200, True), page
+    assert token not in worker.log()
+
+
 def test_a_header_may_have_any_name(
     topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
 ) -> None:

@@ -128,7 +128,7 @@ def test_every_setting_that_can_be_wrong_is_tried() -> None:
         for name, setting in variables().items()
         if setting.metadata["parse"].__name__ == "_text"
     }
-    assert set(WRONG) | anything_goes == set(variables())
+    assert set(WRONG) | anything_goes | {"WEB_TOKEN"} == set(variables())
 
 
 def test_all_wrong_settings_are_named_at_once() -> None:
@@ -182,13 +182,23 @@ def test_passwords_are_never_shown() -> None:
         "POSTGRESQL_OWNER_PASSWORD": "top-secret-4",
         "POSTGRESQL_READER_PASSWORD": "top-secret-2",
         "KAFKA_SASL_PASSWORD": "top-secret-3",
+        "WEB_TOKEN": "top-secret-5-and-longer",
     }
     settings = load(secrets)
     assert "top-secret" not in repr(settings)
     assert "top-secret" not in why_refused({**secrets, "WEB_PORT": "x"})
     named = {n for n, setting in variables().items() if setting.metadata["secret"]}
-    assert named == {n for n in variables() if "PASSWORD" in n}
+    assert named == {n for n in variables() if re.search("PASSWORD|TOKEN", n)}
     assert named == {n for n, value in secrets.items() if "secret" in value}
+
+
+@pytest.mark.parametrize(
+    "token", ["short", "x" * 257, "with blanks inside it", "umlaut-äöü-0123456789"]
+)
+def test_a_token_is_long_and_plain(token: str) -> None:
+    words = why_refused({"WEB_TOKEN": token})
+    assert "WEB_TOKEN is (hidden); allowed is 16 to 256 letters" in words
+    assert token not in words
 
 
 def test_settings_do_not_change_after_they_were_read() -> None:

@@ -21,7 +21,7 @@ LAYERS = (
     ("config",),
     ("models", "validation", "batches"),
     ("lane", "storage", "kafka", "embedded"),
-    ("topics", "recordings", "synthetic", "audit", "watchdog"),
+    ("topics", "recordings", "synthetic", "audit", "watchdog", "access"),
     ("application",),
 )
 EDGE = len(LAYERS)

@@ -1,0 +1,200 @@
+"""Who may see the worker's pages: nothing but `/health/…` is shown without the token.
+
+A program sends it (`Authorization: Bearer …`). A browser sends it once, at `/login`,
+and keeps a cookie that is made from it: scripts cannot read the cookie, other sites
+cannot send it, and it ends after some hours, or when the token is changed. Nothing is
+kept here, so a login holds for all workers with the same token, and through restarts.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from yarl import URL
+
+log = logging.getLogger(__name__)
+
+COOKIE = "heartbeat_app"
+LOGIN = "/login"
+# For supervisors, which have no token. They say whether the worker works, and of
+# what does not work a text without customers and passwords.
+OPEN = frozenset({"/health/live", "/health/ready"})
+SESSION_SECONDS = 12 * 3600
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; "
+    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+LOGIN_PAGE = """\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>heartbeat_app: log in</title>
+<h1>heartbeat_app</h1>
+<form method="post">
+<p><label>Token (<code>WEB_TOKEN</code>)
+<input type="password" name="token" autocomplete="current-password" required autofocus>
+</label>
+<p><button>Log in</button>
+</form>
+"""
+WRONG = "<p role=alert>This is not the token.\n"
+
+_ACCESS: web.AppKey[Access]
+
+
+class Access:
+    """Decides about requests.
+
+    Arguments:
+        token: WEB_TOKEN; None: it asks for none.
+        bind: WEB_BIND, the address that the pages listen on.
+        clock: Tells the time, in seconds since 1970.
+    """
+
+    def __init__(
+        self, token: str | None, bind: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._token = token
+        self._is_local = _is_loopback(bind)
+        self._clock = clock
+
+    def protect(self, app: web.Application) -> None:
+        """Put it in front of all pages of the app, before that starts."""
+        app[_ACCESS] = self
+        app.middlewares.append(self._middleware)
+        app.on_response_prepare.append(_add_headers)
+
+    def is_personal_allowed(self, request: web.Request) -> bool:
+        """Whether the request may see personal data.
+
+        The middleware let it pass, so it has the token if there is one. Without one
+        only this machine is let in, and by its own name: another site's name that
+        points here would lend the browser's place on this machine to that site.
+        """
+        if self._token is not None:
+            return True
+        host = request.url.host
+        return self._is_local and host is not None and _is_loopback(host)
+
+    @web.middleware
+    async def _middleware(
+        self, request: web.Request, handler: Handler
+    ) -> web.StreamResponse:
+        if self._token is None or request.path in OPEN or self._has_token(request):
+            return await handler(request)
+        if request.path == LOGIN:
+            return await self._log_in(request)
+        if request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
+            raise web.HTTPSeeOther(URL(LOGIN).with_query(next=request.path))
+        return web.json_response(
+            {"error": "WEB_TOKEN is needed: send Authorization: Bearer TOKEN"},
+            status=401,
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+
+    async def _log_in(self, request: web.Request) -> web.Response:
+        if request.method != "POST":
+            return web.Response(text=LOGIN_PAGE, content_type="text/html")
+        given = (await request.post()).get("token")
+        if not isinstance(given, str) or not self._is_token(given.strip()):
+            log.warning("A login with a wrong token, from %s", request.remote)
+            return web.Response(
+                text=LOGIN_PAGE + WRONG, content_type="text/html", status=403
+            )
+        # Another site's address would be a way to send people there.
+        wanted = request.query.get("next", "")
+        is_ours = re.fullmatch(r"/([\w-][\w/-]*)?", wanted, re.ASCII)
+        answer = web.HTTPSeeOther(wanted if is_ours else "/")
+        answer.set_cookie(
+            COOKIE,
+            self._session(int(self._clock()) + SESSION_SECONDS),
+            httponly=True,
+            samesite="Strict",
+            secure=_is_https(request),
+            path="/",
+        )
+        raise answer
+
+    def _has_token(self, request: web.Request) -> bool:
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and self._is_token(given.strip()):
+            return True
+        session = request.cookies.get(COOKIE, "")
+        end, _, _ = session.partition(".")
+        return (
+            re.fullmatch(r"[0-9]{1,12}", end) is not None
+            and _is_same(session, self._session(int(end)))
+            and self._clock() < int(end)
+        )
+
+    def _is_token(self, given: str) -> bool:
+        return self._token is not None and _is_same(given, self._token)
+
+    def _session(self, end: int) -> str:
+        """The cookie of a login that holds until `end`."""
+        assert self._token is not None
+        signed = hmac.digest(self._token.encode(), b"session until %d" % end, "sha256")
+        return f"{end}.{signed.hex()}"
+
+
+_ACCESS = web.AppKey("access", Access)
+
+
+def requires_token(
+    page: Callable[..., Awaitable[Any]],
+) -> Callable[..., Awaitable[Any]]:
+    """Decorates a handler that shows personal data; its last argument is the request.
+
+    Without WEB_TOKEN it answers on this machine only, 403 elsewhere.
+    """
+
+    async def checked(*arguments: Any, **match: Any) -> Any:
+        request: web.Request = arguments[-1]
+        if not request.app[_ACCESS].is_personal_allowed(request):
+            return web.json_response(
+                {"error": "This page shows personal data: set WEB_TOKEN to see it"},
+                status=403,
+            )
+        return await page(*arguments, **match)
+
+    checked.__doc__ = page.__doc__
+    return checked
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+    response.headers["Server"] = "heartbeat_app"  # aiohttp's own tells versions
+
+
+def _is_same(given: str, wanted: str) -> bool:
+    """Takes as long whatever is given, so that time tells nothing."""
+    return hmac.compare_digest(given.encode(errors="surrogateescape"), wanted.encode())
+
+
+def _is_https(request: web.Request) -> bool:
+    """Also where a proxy in front speaks TLS: the header can only make it stricter."""
+    return request.secure or request.headers.get("X-Forwarded-Proto") == "https"
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
