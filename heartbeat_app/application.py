@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 import threading
@@ -178,6 +179,15 @@ def credentials(settings: Settings) -> CredentialsT | None:
         )
     return faust.SSLCredentials(context) if context is not None else None
 
+
+class _NoLogins(logging.Filter):
+    """Leaves out what aiokafka logs of a login at level debug: PLAIN's password."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "SaslAuthenticate" not in record.getMessage()
+
+
+logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
 
 # Chosen before the first loop is made; FAUST_LOOP=aio and `-L aio` stay possible.
 if "FAUST_LOOP" not in os.environ:

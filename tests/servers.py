@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
@@ -58,11 +58,24 @@ def wait_until(
     raise AssertionError(f"Not within {seconds:g} s: {what}")
 
 
+class Postgres(Protocol):
+    """A PostgreSQL of the tests."""
+
+    port: int
+    username: str
+    password: str
+
+    @property
+    def log_path(self) -> Path: ...
+    def stop(self) -> None: ...
+    def remove_data(self) -> None: ...
+
+
 @dataclass
 class Servers:
     """Both servers, started once for all tests."""
 
-    postgres: PostgresServer
+    postgres: Postgres
     kafka: KafkaServer
     # Of the role that the applications connect as; the server's own user owns.
     password: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -70,22 +83,20 @@ class Servers:
     @classmethod
     def start(cls, folder: Path) -> Servers:
         """Start both at once."""
-        servers = cls(
-            PostgresServer(
-                folder / "postgresql",
-                port=free_port(),
-                username="owner",
-                password=secrets.token_hex(8),
-                database="heartbeat_db",
-            ),
-            KafkaServer(folder / "kafka", port=free_port()),
+        postgres = PostgresServer(
+            folder / "postgresql",
+            port=free_port(),
+            username="owner",
+            password=secrets.token_hex(8),
+            database="heartbeat_db",
         )
+        kafka = KafkaServer(folder / "kafka", port=free_port())
         # Launched from here, since the kernel ends a server with its starting thread.
-        servers.postgres.launch()
-        servers.kafka.launch()
-        servers.postgres.wait_until_ready()
-        servers.kafka.wait_until_ready()
-        return servers
+        postgres.launch()
+        kafka.launch()
+        postgres.wait_until_ready()
+        kafka.wait_until_ready()
+        return cls(postgres, kafka)
 
     def stop(self) -> None:
         """Stop both."""

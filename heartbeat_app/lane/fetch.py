@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import aiokafka
@@ -21,6 +22,8 @@ MAX_CHUNK_RECORDS = 50_000
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
 # each partition but for this limit.
 MAX_FETCH_BYTES = 8 * 1024 * 1024
+# Leaving the group takes some ms, the rest of a fetch that waits for records 1.5 s.
+CLOSE_SECONDS = 3.0
 
 
 class Start(NamedTuple):
@@ -48,6 +51,15 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # another, which stands at Kafka's committed offset until we seek again.
         self._sought: dict[TP, Any] = {}
         await super().on_start()
+
+    async def on_thread_stop(self) -> None:
+        """Call when the thread stops: leave the group, and do not wait for goodbyes.
+
+        aiokafka waits until each connection is closed. With TLS that may take half a
+        minute where an answer was on its way.
+        """
+        with suppress(TimeoutError):
+            await asyncio.wait_for(super().on_thread_stop(), CLOSE_SECONDS)
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import secrets
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given
@@ -31,6 +23,7 @@ from heartbeat_app.storage.engine import database_url, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
 from heartbeat_app.storage.writer import Writer
+from tests import debian_postgres
 from tests.servers import (
     OWNER,
     PROJECT,
@@ -38,9 +31,7 @@ from tests.servers import (
     alembic,
     child_environ,
     engine_of,
-    free_port,
     run,
-    wait_until,
 )
 from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
 
@@ -495,82 +486,30 @@ def test_histograms_add_up(kept: Kept) -> None:
 # The oldest PostgreSQL
 
 
-OLDEST = Path("/usr/lib/postgresql/15/bin")
-
-
-@dataclass
-class Oldest:
-    """PostgreSQL 15 as Debian packages it."""
-
-    port: int
-    password: str
-
-    def environ(self) -> dict[str, str]:
-        return {
+@pytest.fixture(scope="module")
+def oldest() -> Iterator[dict[str, str]]:
+    """The settings of an application on it."""
+    if (why := debian_postgres.why_not()) is not None:
+        pytest.skip(why)
+    server = debian_postgres.DebianPostgres()
+    try:
+        server.start()
+        yield {
             "POSTGRESQL_HOST": "127.0.0.1",
-            "POSTGRESQL_PORT": str(self.port),
+            "POSTGRESQL_PORT": str(server.port),
             "POSTGRESQL_USERNAME": "worker",
             "POSTGRESQL_PASSWORD": "the worker's",
-            "POSTGRESQL_OWNER_USERNAME": "owner",
-            "POSTGRESQL_OWNER_PASSWORD": self.password,
-            "POSTGRESQL_DATABASE": "postgres",
+            "POSTGRESQL_OWNER_USERNAME": server.username,
+            "POSTGRESQL_OWNER_PASSWORD": server.password,
+            "POSTGRESQL_DATABASE": server.database,
         }
-
-
-@pytest.fixture(scope="module")
-def oldest() -> Iterator[Oldest]:
-    if not (OLDEST / "postgres").exists():
-        pytest.skip(f"PostgreSQL 15 is not installed in {OLDEST} (Debian 12 has it)")
-    who: dict[str, Any] = {}
-    # Not below pytest's own folder, which the server's user may not enter.
-    folder = Path(tempfile.mkdtemp(prefix="heartbeat-15-"))
-    if os.geteuid() == 0:
-        try:
-            user = pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL 15 does not run as root; no user postgres is here")
-        who = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
-        os.chown(folder, user.pw_uid, user.pw_gid)
-    oldest = Oldest(free_port(), secrets.token_hex(8))
-    password_file = folder / "password"
-    password_file.write_text(oldest.password)
-    password_file.chmod(0o644)
-    quiet: dict[str, Any] = {"cwd": folder, "stdin": subprocess.DEVNULL, **who}
-    subprocess.run(
-        [
-            OLDEST / "initdb", "-D", folder / "data", "-U", "owner", "-E", "UTF8",
-            "--locale=C", "-A", "scram-sha-256", f"--pwfile={password_file}", "-N",
-        ],
-        check=True, stdout=subprocess.DEVNULL, **quiet,
-    )  # fmt: skip
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [
-                OLDEST / "postgres", "-D", folder / "data", "-p", str(oldest.port),
-                "-h", "127.0.0.1", "-k", "", "-F",
-            ],
-            stdout=log, stderr=log, **quiet,
-        )  # fmt: skip
-    try:
-        engine = engine_of(settings_of(oldest.environ()))
-
-        def answers() -> bool:
-            assert server.poll() is None, (folder / "log").read_text()
-            with suppress(OperationalError), engine.connect():
-                return True
-            return False
-
-        wait_until(answers, "PostgreSQL 15 answers", seconds=30)
-        engine.dispose()
-        yield oldest
     finally:
-        server.send_signal(signal.SIGINT)  # does not wait for its clients
-        server.wait(20)
-        shutil.rmtree(folder)
+        server.stop()
+        server.remove_data()
 
 
-def test_it_runs_on_the_oldest_postgresql(oldest: Oldest) -> None:
-    environ = {**oldest.environ(), "POSTGRESQL_READER_PASSWORD": "reader"}
+def test_it_runs_on_the_oldest_postgresql(oldest: dict[str, str]) -> None:
+    environ = {**oldest, "POSTGRESQL_READER_PASSWORD": "reader"}
     settings = settings_of(environ)
     engine = engine_of(settings)
     kept = Kept(engine)

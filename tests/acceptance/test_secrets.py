@@ -1,0 +1,238 @@
+"""No secret is in anything that a whole run prints, shows or is started with."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+from dotenv import dotenv_values
+from sqlalchemy import Engine, text
+
+from heartbeat_app.config import variables
+from heartbeat_app.demo.env_file import ensure_env_file
+from tests.acceptance.test_demo import Copy
+from tests.secured import Secured, secured
+from tests.servers import PROJECT, Worker
+from tests.typed import HEARTBEAT_APP, typed
+
+pytestmark = pytest.mark.acceptance
+
+RECORDING = PROJECT / "tests" / "recordings" / "rec-nni-short.csv"
+
+PAGES = (
+    "/", "/stats/", "/assignment/", "/graph/", "/health/live", "/health/ready",
+    "/login", "/nowhere",
+)  # fmt: skip
+
+# What somebody who hunts a fault prints.
+EVERYTHING = """
+import heartbeat_app.commands
+from heartbeat_app.application import app
+from heartbeat_app.kafka import Admin
+things = [
+    app, app.settings, app.settings.owner, app.conf, app.conf.broker_credentials,
+    app.writer, app.reads, app.reads.url, app.admin, app.web, app.transport,
+]
+for thing in things:
+    print(repr(thing), str(thing), f"{thing}")
+print(app.conf.asdict() if hasattr(app.conf, "asdict") else "")
+"""
+
+
+class CommandLines:
+    """What all processes of the machine were started with, while it lasts."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> CommandLines:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._end.wait(0.2):
+            for process in psutil.process_iter():
+                try:
+                    self.seen.add("\0".join(process.cmdline()))
+                except psutil.Error:
+                    continue
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    with secured(tmp_path_factory.mktemp("secured")) as servers:
+        yield servers
+
+
+def secret() -> str:
+    """Found by a search for it and by nothing else; long enough for a token."""
+    return f"secret{secrets.token_hex(12)}"
+
+
+def page(
+    worker: Worker, path: str, data: Mapping[str, str] | None = None, **headers: str
+) -> str:
+    """A page with its headers, whatever its status."""
+    body = None if data is None else urllib.parse.urlencode(data).encode()
+    url = f"http://127.0.0.1:{worker.environ['WEB_PORT']}{path}"
+    request = urllib.request.Request(url, body, headers)
+    opener = urllib.request.build_opener(NoRedirect)
+    try:
+        answer = opener.open(request, timeout=10)
+    except urllib.error.HTTPError as error:
+        answer = error
+    with answer:
+        return f"{answer.status} {answer.headers}\n{answer.read().decode()}"
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *arguments: object) -> None:
+        return None
+
+
+def test_no_secret_is_told_anywhere(
+    servers: Secured,
+    environ: dict[str, str],
+    engine: Engine,
+    make_worker: Callable[..., Worker],
+) -> None:
+    environ["POSTGRESQL_READER_PASSWORD"] = secret()
+    environ["WEB_TOKEN"] = secret()
+    wrong = {
+        name: secret()
+        for name in (
+            "POSTGRESQL_PASSWORD", "POSTGRESQL_OWNER_PASSWORD", "KAFKA_SASL_PASSWORD",
+            "WEB_TOKEN",
+        )
+    }  # fmt: skip
+    told: dict[str, str] = {}
+
+    def tell(what: str, *command: str, program: str = "", **more: str) -> None:
+        called = (program,) if program else HEARTBEAT_APP
+        done = typed({**environ, **more}, *command, program=called)
+        told[f"{what}: {' '.join(command)}"] = f"{done.status}\n{done.out}{done.err}"
+
+    def run_worker(name: str, until: Callable[[Worker], None], **more: str) -> None:
+        worker = make_worker(**more).start(
+            sys.executable, "-m", "heartbeat_app", "--debug", "worker", "-l", "debug",
+        )  # fmt: skip
+        until(worker)
+        for path in PAGES:
+            told[f"{name}: {path}"] = page(worker, path)
+            told[f"{name}: {path}, let in"] = page(
+                worker, path, Authorization=f"Bearer {environ['WEB_TOKEN']}"
+            )
+        for what, token in (
+            ("login", environ["WEB_TOKEN"]),
+            ("no login", wrong["WEB_TOKEN"]),
+        ):
+            told[f"{name}: {what}"] = page(worker, "/login", {"token": token})
+        worker.stop()
+        told[name] = worker.log()
+
+    def until_stored(worker: Worker) -> None:
+        worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+        tell("send", "send", str(RECORDING))
+        worker.wait_until(lambda: count(engine) >= 337, "beats are stored")
+
+    def until_refused(worker: Worker) -> None:
+        worker.wait_for_log("password authentication failed")
+        worker.wait_until(lambda: page(worker, "/health/live"), "its pages are up")
+
+    with CommandLines() as lines:
+        for arguments in ("upgrade head", "check", "current", "upgrade head --sql"):
+            tell("alembic", *arguments.split(), program="alembic")
+            refused = {"POSTGRESQL_OWNER_PASSWORD": wrong["POSTGRESQL_OWNER_PASSWORD"]}
+            tell("alembic refused", *arguments.split(), program="alembic", **refused)
+        run_worker("worker", until_stored)
+        run_worker("worker with PLAIN", until_stored, KAFKA_SASL_MECHANISM="PLAIN")
+        refused = {"POSTGRESQL_PASSWORD": wrong["POSTGRESQL_PASSWORD"]}
+        run_worker("worker refused by PostgreSQL", until_refused, **refused)
+        refused = {"KAFKA_SASL_PASSWORD": wrong["KAFKA_SASL_PASSWORD"]}
+        worker = make_worker(**refused).start()  # its pages wait for Kafka
+        worker.wait_for_log("does not answer yet")
+        worker.end()
+        told["worker refused by Kafka"] = worker.log()
+        for arguments in ("books", "dead-letters list", "agents", "--debug books"):
+            tell("command", *arguments.split())
+            for name in ("POSTGRESQL_PASSWORD", "KAFKA_SASL_PASSWORD"):
+                tell(f"wrong {name}", *arguments.split(), **{name: wrong[name]})
+        unusable = f"{wrong['WEB_TOKEN']} blank"
+        tell("wrong settings", "books", WEB_PORT="many", WEB_TOKEN=unusable)
+        tell("everything", "-c", EVERYTHING, program=sys.executable)
+    told["command lines"] = "\n".join(lines.seen)
+    told["PostgreSQL's log"] = servers.postgres.log_path.read_text(errors="replace")
+    told["Kafka's log"] = servers.kafka.log_path.read_text(errors="replace")
+
+    # The run was one: it printed, was refused, was let in.
+    assert "heartbeat_app --debug worker".replace(" ", "\0") in told["command lines"]
+    assert "Stored 337 heartbeats" in told["worker"]
+    assert "Authentication failed" in told["wrong KAFKA_SASL_PASSWORD: books"]
+    assert "password authentication failed" in told["alembic refused: current"]
+    assert "WEB_TOKEN is (hidden)" in told["wrong settings: books"]
+    assert "ALTER ROLE" in told["PostgreSQL's log"]
+    assert told["worker: login"].startswith("303")
+    assert told["worker: no login"].startswith("403")
+
+    secret_names = {n for n, s in variables().items() if s.metadata["secret"]}
+    assert secret_names <= environ.keys()
+    hidden = {name: environ[name] for name in secret_names}
+    hidden |= {f"wrong {name}": value for name, value in wrong.items()}
+    found = [
+        f"{name} in {where}: {line[:300]}"
+        for where, words in told.items()
+        for name, value in hidden.items()
+        if value in words
+        for line in words.splitlines()
+        if value in line
+    ]
+    assert found == []
+
+
+def count(engine: Engine) -> int:
+    with engine.connect() as connection:
+        return int(connection.scalar(text("SELECT count(*) FROM heartbeats")) or 0)
+
+
+def test_the_demo_tells_none_either(tmp_path: Path) -> None:
+    """Its passwords are made by itself; its worker is given its own only."""
+    copy = Copy(tmp_path / "project")
+    ensure_env_file(copy.folder)
+    made = dotenv_values(copy.folder / ".env")
+    hidden = {n: v for n, v in made.items() if n.endswith("PASSWORD") and v}
+    assert len(set(hidden.values())) == 3
+    with CommandLines() as lines:
+        demo = copy.start_with_our_python()
+        demo.wait_for_more_beats()
+        worker = next(p for p in copy.processes() if "worker" in p.cmdline())
+        environ = worker.environ()
+        demo.signal(signal.SIGINT)
+        assert demo.end() == 0, demo.output
+    data = copy.folder / ".heartbeat"
+    told = [demo.output, *lines.seen]
+    logs = ("worker.log", "kafka/server.log", "postgres/home/server.log",
+            "postgres/server.log")  # fmt: skip
+    told += [(data / log).read_text() for log in logs if (data / log).exists()]
+    if (home := data / "postgres" / "home").is_symlink():  # root's, of PostgreSQL
+        shutil.rmtree(home.readlink())
+    assert len(told) > 10
+    for name, value in hidden.items():
+        assert not [words for words in told if value in words], name
+    for name in hidden.keys() - {"POSTGRESQL_PASSWORD"}:
+        assert environ[name] == "", name
