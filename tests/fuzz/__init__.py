@@ -1,0 +1,1 @@
+"""The fuzzer of the decoder, what it compares with, and what it has found."""
