@@ -1,0 +1,1 @@
+"""The speed, measured side by side: `scripts/bench`."""

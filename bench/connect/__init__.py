@@ -1,0 +1,1 @@
+"""Kafka Connect with Debezium's JDBC sink: its program files and its settings."""

@@ -1,0 +1,161 @@
+"""What takes part: a program that moves records from a topic into the table."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bench.formats import Format
+from bench.process import Program, Usage
+from bench.progress import Progress
+from bench.stage import Stage
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: which records go into which database.
+
+    Attributes:
+        count: How many records the topic holds.
+        group: Name of a consumer group that is new.
+    """
+
+    stage: Stage
+    database: str
+    topic: str
+    count: int
+    group: str
+
+    def environ(self) -> dict[str, str]:
+        """What the programs in bench/programs read; libpq's variables among it."""
+        return {
+            **self.stage.libpq(self.database),
+            "BENCH_BOOTSTRAP_SERVERS": self.stage.bootstrap_servers,
+            "BENCH_TOPIC": self.topic,
+            "BENCH_GROUP": self.group,
+            "BENCH_COUNT": str(self.count),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def log(self) -> Path:
+        """Where the program's output goes."""
+        return self.stage.folder / f"{self.group}.log"
+
+
+class Contender(Protocol):
+    """One contender.
+
+    Attributes:
+        name: On the command line and in the results.
+        title: For people.
+        settings: How it was set up, for the document.
+        format: What it reads.
+        most_records: So many records are enough to tell its speed; None: all.
+        is_limit: Not a contender but what they are held against.
+        can_stream: Stores beats as they come, so that its delay can be measured.
+        table_sql: What it asks of the empty table, the indexes staying the same.
+    """
+
+    name: str
+    title: str
+    settings: str
+    format: Format
+    most_records: int | None
+    is_limit: bool
+    can_stream: bool
+    table_sql: str | None
+
+    def prepare(self, progress: Progress) -> None:
+        """Install what it needs and is not there yet."""
+
+    def start(self, task: Task) -> None:
+        """Start it on the task, without waiting for it."""
+
+    def is_running(self) -> bool:
+        """Whether it lives; it stays when all is stored."""
+
+    def usage(self) -> Usage:
+        """What the application's process took so far."""
+
+    def log(self) -> str:
+        """The end of what it printed."""
+
+    def stop(self) -> None:
+        """End it."""
+
+
+class PythonContender:
+    """A program of bench/programs, run by a Python that has what it imports.
+
+    Arguments:
+        environ: Further variables for the program.
+    """
+
+    format = Format.JSON
+    is_limit = False
+    can_stream = True
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        program: str,
+        settings: str,
+        *,
+        requirements: str | None = None,
+        most_records: int | None = None,
+        environ: Mapping[str, str] | None = None,
+        table_sql: str | None = None,
+    ) -> None:
+        self.name = name
+        self.title = title
+        self.settings = settings
+        self.most_records = most_records
+        self.table_sql = table_sql
+        self._program = program
+        self._requirements = requirements
+        self._environ = dict(environ or {})
+        self._python = sys.executable
+        self._running: Program | None = None
+
+    def prepare(self, progress: Progress) -> None:
+        from bench.environments import ensure_environment
+
+        if self._requirements is not None:
+            self._python = str(ensure_environment(self._requirements, progress))
+
+    def start(self, task: Task) -> None:
+        self._running = Program(
+            self.command(), {**self.environ(task), **self._environ}, task.log()
+        )
+
+    def command(self) -> list[str]:
+        """The command line."""
+        return [self._python, str(PROGRAMS / self._program)]
+
+    def environ(self, task: Task) -> dict[str, str]:
+        """The variables that it is given."""
+        return task.environ()
+
+    @property
+    def program(self) -> Program:
+        """What was started."""
+        assert self._running is not None, f"{self.name} was not started"
+        return self._running
+
+    def is_running(self) -> bool:
+        return self.program.is_running()
+
+    def usage(self) -> Usage:
+        return self.program.usage()
+
+    def log(self) -> str:
+        return self.program.log()
+
+    def stop(self) -> None:
+        self.program.stop()

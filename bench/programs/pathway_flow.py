@@ -1,0 +1,46 @@
+"""Pathway with its own PostgreSQL connector, as a snapshot of the table's key."""
+
+import os
+
+import pathway as pw
+
+
+class Beat(pw.Schema):
+    """The record; the pair of customer and instant is the key."""
+
+    customer_id: str = pw.column_definition(primary_key=True)
+    timestamp: pw.DateTimeUtc = pw.column_definition(primary_key=True)
+    heart_rate: int
+
+
+def main() -> None:
+    """Run the flow until SIGTERM."""
+    beats = pw.io.kafka.read(
+        {
+            "bootstrap.servers": os.environ["BENCH_BOOTSTRAP_SERVERS"],
+            "group.id": os.environ["BENCH_GROUP"],
+            "auto.offset.reset": "earliest",
+        },
+        topic=os.environ["BENCH_TOPIC"],
+        format="json",
+        schema=Beat,
+        autocommit_duration_ms=int(os.environ["BENCH_COMMIT_MS"]),
+    )
+    pw.io.postgres.write(
+        beats,
+        {
+            "host": os.environ["PGHOST"],
+            "port": os.environ["PGPORT"],
+            "dbname": os.environ["PGDATABASE"],
+            "user": os.environ["PGUSER"],
+            "password": os.environ["PGPASSWORD"],
+        },
+        "heartbeats",
+        output_table_type="snapshot",
+        primary_key=[beats.customer_id, beats.timestamp],
+    )
+    pw.run(monitoring_level=pw.MonitoringLevel.NONE)
+
+
+if __name__ == "__main__":
+    main()
