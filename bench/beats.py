@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
 from heartbeat_app.models import Heartbeat, encode
@@ -26,14 +27,25 @@ BAD_VALUES = (
 )
 
 
-def make_beats(
-    count: int, begin: datetime = DAY_BEGIN, length: timedelta = DAY_LENGTH
-) -> Iterator[Heartbeat]:
-    """1,000 customers in turn, evenly over the time that is given."""
-    step = length / (count + 1)
+@dataclass(frozen=True)
+class Window:
+    """A part of the day: from `since` to before `until`."""
+
+    since: datetime = DAY_BEGIN
+    until: datetime = DAY_BEGIN + DAY_LENGTH
+
+
+WHOLE_DAY = Window()
+
+
+def make_beats(count: int, window: Window = WHOLE_DAY) -> Iterator[Heartbeat]:
+    """1,000 customers in turn, evenly over the window."""
+    step = (window.until - window.since) / (count + 1)
     for number in range(count):
         yield Heartbeat(
-            f"customer-{number % CUSTOMERS:04d}", begin + number * step, 60 + number % 41
+            f"customer-{number % CUSTOMERS:04d}",
+            window.since + number * step,
+            60 + number % 41,
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bench.beats import WHOLE_DAY, Window
 from bench.formats import Format
 from bench.process import Program, Usage
 from bench.progress import Progress
@@ -23,6 +24,9 @@ class Task:
     Attributes:
         count: How many records the topic holds.
         group: Name of a consumer group that is new.
+        window: The part of the day that the records lie in.
+        live: Records come as they happen: short delays are asked for, not throughput.
+        log_name: Where several programs share a group.
     """
 
     stage: Stage
@@ -30,6 +34,9 @@ class Task:
     topic: str
     count: int
     group: str
+    window: Window = WHOLE_DAY
+    live: bool = False
+    log_name: str | None = None
 
     def environ(self) -> dict[str, str]:
         """What the programs in bench/programs read; libpq's variables among it."""
@@ -39,12 +46,15 @@ class Task:
             "BENCH_TOPIC": self.topic,
             "BENCH_GROUP": self.group,
             "BENCH_COUNT": str(self.count),
+            "BENCH_SINCE": self.window.since.isoformat(),
+            "BENCH_UNTIL": self.window.until.isoformat(),
+            "BENCH_FOLDER": str(self.stage.folder / f"{self.group}-state"),
             "PYTHONUNBUFFERED": "1",
         }
 
     def log(self) -> Path:
         """Where the program's output goes."""
-        return self.stage.folder / f"{self.group}.log"
+        return self.stage.folder / f"{self.log_name or self.group}.log"
 
 
 class Contender(Protocol):
@@ -94,6 +104,7 @@ class PythonContender:
 
     Arguments:
         environ: Further variables for the program.
+        live: Those that are others where a short delay is asked for.
     """
 
     format = Format.JSON
@@ -110,6 +121,7 @@ class PythonContender:
         requirements: str | None = None,
         most_records: int | None = None,
         environ: Mapping[str, str] | None = None,
+        live: Mapping[str, str] | None = None,
         table_sql: str | None = None,
     ) -> None:
         self.name = name
@@ -120,6 +132,7 @@ class PythonContender:
         self._program = program
         self._requirements = requirements
         self._environ = dict(environ or {})
+        self._live = {**self._environ, **(live or {})}
         self._python = sys.executable
         self._running: Program | None = None
 
@@ -130,8 +143,9 @@ class PythonContender:
             self._python = str(ensure_environment(self._requirements, progress))
 
     def start(self, task: Task) -> None:
+        more = self._live if task.live else self._environ
         self._running = Program(
-            self.command(), {**self.environ(task), **self._environ}, task.log()
+            self.command(), {**self.environ(task), **more}, task.log()
         )
 
     def command(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A contender's program: started, measured and ended as the operating system sees it."""
+"""A contender's program as the operating system sees it: start, measure, end."""
 
 from __future__ import annotations
 

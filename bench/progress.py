@@ -48,7 +48,7 @@ class Progress:
 
     @contextmanager
     def task(self, what: str, total: int) -> Iterator[Advance]:
-        """Show one piece of work; the function that is given takes how much was done."""
+        """Show one piece of work; call what is given with how much was done."""
         task = self._bars.add_task(what, total=total)
         done = 0
         next_line = time.monotonic() + LINE_SECONDS

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
+from typing import Any
 
 import psutil
 from sqlalchemy import Connection, Engine, text
 
-from bench.beats import DAY_BEGIN, DAY_LENGTH
+from bench.beats import WHOLE_DAY, Window, copy_line
 from bench.contender import Contender, Task
 from bench.process import Usage
+from bench.stage import Stage
+from heartbeat_app.models import Heartbeat
+from heartbeat_app.storage.beats import COPY_BEATS
+from heartbeat_app.storage.copy import COPY_BLOCK
 
 # How often the database is asked whether the first row was written: the error of the
 # begin. Once it was, it is asked rarely, since that takes time of the machine.
@@ -38,17 +46,6 @@ COMMITS = text(
     ' FROM heartbeats WHERE "timestamp" >= :since AND "timestamp" < :until'
     " GROUP BY xmin) AS commits"
 )
-
-
-@dataclass(frozen=True)
-class Window:
-    """The rows of a run: those with a timestamp from `since` to before `until`."""
-
-    since: datetime = DAY_BEGIN
-    until: datetime = DAY_BEGIN + DAY_LENGTH
-
-    def parameters(self) -> dict[str, datetime]:
-        return {"since": self.since, "until": self.until}
 
 
 @dataclass(frozen=True)
@@ -91,16 +88,13 @@ def run(
     task: Task,
     engine: Engine,
     expected: Summary,
-    window: Window = Window(),  # noqa: B008 (frozen)
 ) -> Outcome:
     """Run a contender until all is stored, then stop it and check what it stored.
 
     Raises:
         RunFailedError: It is not to be counted; says why.
     """
-    with engine.connect().execution_options(
-        isolation_level="AUTOCOMMIT"
-    ) as connection:
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if contender.table_sql is not None:
             connection.execute(text(contender.table_sql))
         before = connection.scalar(SEQUENCE)
@@ -109,19 +103,21 @@ def run(
         try:
             watch = Watch(contender, connection, before)
             began = watch.wait_for_first_row()
-            watch.wait_for_all(expected.rows, window)
+            watch.wait_for_all(expected.rows, task.window)
             usage = contender.usage()
         except psutil.NoSuchProcess:
-            raise RunFailedError(f"{contender.title} ended:\n{contender.log()}") from None
+            raise RunFailedError(
+                f"{contender.title} ended:\n{contender.log()}"
+            ) from None
         finally:
             contender.stop()
-        found = summary(connection, window)
+        found = summary(connection, task.window)
         if found != expected:
             raise RunFailedError(
                 f"{contender.title} stored {found.rows:,} rows, {expected.rows:,} were "
                 "sent; the checksums differ."
             )
-        first, last = connection.execute(COMMITS, window.parameters()).one()
+        first, last = connection.execute(COMMITS, parameters(task.window)).one()
     return Outcome(
         contender.name,
         task.count,
@@ -133,8 +129,37 @@ def run(
 
 def summary(connection: Connection, window: Window) -> Summary:
     """What the table holds."""
-    rows, checksum = connection.execute(SUMMARY, window.parameters()).one()
+    rows, checksum = connection.execute(SUMMARY, parameters(window)).one()
     return Summary(rows, int(checksum))
+
+
+def parameters(window: Window) -> dict[str, datetime]:
+    """What the queries above are given."""
+    return {"since": window.since, "until": window.until}
+
+
+def copy_beats(engine: Engine, beats: Iterable[Heartbeat]) -> None:
+    """Put beats into the table by COPY, in one transaction."""
+    rest = iter(beats)
+    connection = engine.raw_connection()
+    cursor: Any = connection.cursor()  # psycopg2's own, for COPY
+    with cursor:
+        while some := list(islice(rest, 100_000)):
+            lines = "".join(map(copy_line, some))
+            cursor.copy_expert(COPY_BEATS, io.StringIO(lines), size=COPY_BLOCK)
+    connection.commit()
+    connection.close()
+
+
+def expect(stage: Stage, beats: Iterable[Heartbeat]) -> Summary:
+    """What the table has to hold of these beats: asked of a table that has them."""
+    name = stage.new_name("reference")
+    engine = stage.new_database(name)
+    copy_beats(engine, beats)
+    with engine.connect() as connection:
+        found = summary(connection, WHOLE_DAY)
+    stage.drop_database(engine)
+    return found
 
 
 class Watch:
@@ -158,10 +183,13 @@ class Watch:
 
     def wait_for_all(self, count: int, window: Window) -> None:
         """Until so many rows are committed."""
-        while self._written() < count:
-            self._check()
-            time.sleep(POLL_SECONDS)
-        while self._committed(window) < count:
+        self.wait_until(lambda: self._written() >= count)
+        self.wait_until(lambda: self._committed(window) >= count)
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Until it holds, looked at rarely."""
+        while not condition():
+            self._written()
             self._check()
             time.sleep(POLL_SECONDS)
 
@@ -173,7 +201,7 @@ class Watch:
         return value - self._before
 
     def _committed(self, window: Window) -> int:
-        return self._connection.scalar(COUNT, window.parameters()) or 0
+        return self._connection.scalar(COUNT, parameters(window)) or 0
 
     def _check(self) -> None:
         if not self._contender.is_running():

@@ -1,4 +1,4 @@
-"""Where everything runs: real servers, a database a run, topics that are loaded once."""
+"""Where it runs: real servers, a database a run, topics that are loaded once."""
 
 from __future__ import annotations
 

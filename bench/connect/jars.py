@@ -24,7 +24,9 @@ def ensure_jars(name: str, progress: Progress) -> list[Path]:
     lock = (FOLDER / f"{name}.lock").read_text().splitlines()
     lines = [line for line in lock if not line.startswith("#")]
     with (
-        progress.task(f"Program files of Kafka Connect ({name})", len(lines)) as advance,
+        progress.task(
+            f"Program files of Kafka Connect ({name})", len(lines)
+        ) as advance,
         ThreadPoolExecutor(PARALLEL) as pool,
     ):
         found = []

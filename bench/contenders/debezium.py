@@ -66,7 +66,7 @@ class Debezium:
     format = Format.JSON_WITH_SCHEMA
     is_limit = False
     can_stream = True
-    table_sql = None
+    table_sql: str | None = None
 
     def __init__(
         self,

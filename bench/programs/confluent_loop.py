@@ -52,7 +52,7 @@ def main() -> None:
         messages = consumer.consume(BATCH, LINGER_SECONDS)
         if not messages:
             continue
-        beats = [decode(message.value()) for message in messages]
+        beats = [decode(message.value() or b"") for message in messages]
         text = "".join(
             [f"{b.customer_id}\t{b.timestamp}\t{b.heart_rate}\n" for b in beats]
         )

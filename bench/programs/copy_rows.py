@@ -6,10 +6,11 @@ Not a consumer: it makes the same beats that the topic holds, and then only copi
 import io
 import os
 import time
+from datetime import datetime
 
 import psycopg2
 
-from bench.beats import copy_line, make_beats
+from bench.beats import Window, copy_line, make_beats
 from heartbeat_app.storage.copy import COPY_BLOCK
 
 COPY = 'COPY heartbeats (customer_id, "timestamp", heart_rate) FROM STDIN'
@@ -19,7 +20,11 @@ def main() -> None:
     """Make the text, copy it, and wait to be measured."""
     count = int(os.environ["BENCH_COUNT"])
     size = int(os.environ["BENCH_BATCH"])
-    lines = [copy_line(beat) for beat in make_beats(count)]
+    window = Window(
+        datetime.fromisoformat(os.environ["BENCH_SINCE"]),
+        datetime.fromisoformat(os.environ["BENCH_UNTIL"]),
+    )
+    lines = [copy_line(beat) for beat in make_beats(count, window)]
     batches = ["".join(lines[i : i + size]) for i in range(0, len(lines), size)]
     del lines
     connection = psycopg2.connect("")

@@ -9,8 +9,7 @@ import psycopg2
 from kafka import KafkaConsumer
 
 INSERT = (
-    'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)'
-    " VALUES (%s, %s, %s)"
+    'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate) VALUES (%s, %s, %s)'
 )
 
 
