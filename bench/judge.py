@@ -70,8 +70,8 @@ def noise_words(limits: Sequence[float]) -> str:
             "machine that does nothing else."
         )
     return (
-        f"From round to round the rate of raw COPY went over {share} of its median; "
-        f"from {TOO_NOISY:.0%} on nothing would be judged."
+        f"From round to round raw COPY went over {share} of its median rate; "
+        f"beyond {TOO_NOISY:.0%} nothing would be judged."
     )
 
 

@@ -90,4 +90,7 @@ class Program:
 
 def _peak_kb(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0])
+    _, found, rest = status.partition("VmHWM:")
+    if not found:  # it ended, and waits for its parent to look
+        raise psutil.NoSuchProcess(pid)
+    return int(rest.split()[0])

@@ -57,21 +57,27 @@ def insert(document: str, generated: str) -> str:
 def render(results: Mapping[str, Any]) -> str:
     """All measurements that there are, each with what it was measured on."""
     lines: list[str] = []
+    versions: dict[str, list[str]] = {}
     for name, measure in MEASURES.items():
-        if name in results:
-            lines += measure.markdown(results[name]["figures"])
-            lines += [measured_words(results[name]["measured"]), ""]
+        if name not in results:
+            continue
+        measured = results[name]["measured"]
+        lines += measure.markdown(results[name]["figures"])
+        lines += [measured_words(measured), ""]
+        words = ", ".join(
+            f"{what} {version}" for what, version in measured["versions"].items()
+        )
+        versions.setdefault(words, []).append(name)
+    for words, names in versions.items():
+        lines += [f"Versions ({', '.join(names)}): {words}.", ""]
     return "\n".join(lines)
 
 
 def measured_words(measured: Mapping[str, Any]) -> str:
-    """Machine, versions, commit, command."""
+    """Command, time, commit and machine."""
     machine = measured["machine"]
-    versions = ", ".join(
-        f"{name} {each}" for name, each in measured["versions"].items()
-    )
     return (
         f"*`{measured['command']}` at {measured['at']}, commit `{measured['commit']}`, "
         f"on {machine['cores']} cores ({machine['processor']}), "
-        f"{machine['memory_gb']} GB, {machine['system']}; {versions}.*"
+        f"{machine['memory_gb']} GB, {machine['system']}.*"
     )

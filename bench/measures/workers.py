@@ -70,7 +70,7 @@ def _run(setting: Setting, number: int, expected: Summary) -> dict[str, float]:
             log = f"{name}-{index}"
             worker.start(Task(stage, name, name, count, name, log_name=log))
         wait_until(
-            lambda: members(stage.bootstrap_servers, name) == number,
+            lambda: members(stage.bootstrap_servers, name, name) == number,
             f"{number} workers have their partitions",
         )
         wait_until(
@@ -102,11 +102,14 @@ def _run(setting: Setting, number: int, expected: Summary) -> dict[str, float]:
     }
 
 
-def members(bootstrap_servers: str, group: str) -> int:
-    """How many members of the group have partitions, all of them given out."""
+def members(bootstrap_servers: str, group: str, topic: str) -> int:
+    """How many members have partitions of the topic; 0 until all are given out."""
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     found = admin.describe_consumer_groups([group])[group].result()
-    shares = [len(each.assignment.topic_partitions) for each in found.members]
+    shares = [
+        sum(part.topic == topic for part in member.assignment.topic_partitions)
+        for member in found.members
+    ]
     time.sleep(0.2)
     return len(shares) if sum(shares) == PARTITIONS and all(shares) else 0
 
