@@ -65,8 +65,8 @@ def noise_words(limits: Sequence[float]) -> str:
     share = f"{Spread.of(limits).share:.0%}"
     if is_too_noisy(limits):
         return (
-            "**Too noisy to judge**: from round to round the rate of raw COPY went over "
-            f"{share} of its median, more than {TOO_NOISY:.0%}. Run it again on a "
+            "**Too noisy to judge**: from round to round raw COPY went over "
+            f"{share} of its median rate, more than {TOO_NOISY:.0%}. Run it again on a "
             "machine that does nothing else."
         )
     return (
