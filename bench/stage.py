@@ -58,7 +58,7 @@ class Stage:
         )
         servers = Servers(postgres, KafkaServer(folder / "kafka", port=free_port()))
         try:
-            servers.postgres.start()
+            postgres.start()
             servers.kafka.start()
             servers.make_database(TEMPLATE)
             environ = servers.environ(TEMPLATE, "none")

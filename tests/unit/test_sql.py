@@ -34,7 +34,7 @@ SQL = re.compile(
 ALLOWED = {
     (
         "heartbeat_app/storage/beats.py",
-        "f'{SELECT_CONFLICTS} ({condition})'",
+        "f'{SELECT_KNOWN} ({condition})'",
     ): "as many times the same condition as there are days, whose bounds are "
     "parameters",
 }
