@@ -205,7 +205,8 @@ class Topic:
     def __init__(self, servers: Servers, name: str) -> None:
         self.name = name
         config: dict[str, Any] = {
-            "bootstrap.servers": f"127.0.0.1:{servers.kafka.port}"
+            "bootstrap.servers": f"127.0.0.1:{servers.kafka.port}",
+            "log_level": 0,  # what fails raises; servers come and go
         }
         self.admin = AdminClient(config)
         self.config = config
@@ -321,7 +322,10 @@ class Topic:
 class Worker:
     """A worker as a user starts it, its log in a file."""
 
-    def __init__(self, environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], log: Path, *, source: Path = PROJECT
+    ) -> None:
+        self.source = source
         # Each worker of a test needs a port of its own, and no owner's password.
         self.environ = {
             **environ,
@@ -345,7 +349,7 @@ class Worker:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 arguments,
-                cwd=PROJECT,
+                cwd=self.source,
                 env=child_environ(self.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

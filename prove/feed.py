@@ -1,0 +1,122 @@
+"""Sends an oracle's records while the faults happen, and counts what Kafka took."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from confluent_kafka import Producer
+
+from tests.oracle import Oracle
+
+# Kafka may be away for long; nothing that the oracle counts on may be given up.
+CONFIG: dict[str, Any] = {
+    "linger.ms": 5,
+    "enable.idempotence": True,
+    "message.timeout.ms": 600_000,
+    "topic.metadata.propagation.max.ms": 60_000,
+    "message.max.bytes": 2_000_000,
+    "log_level": 0,
+}
+# Each kind of bad record, conflicts included; and records sent before.
+BAD = 0.002
+REPEATED = 0.01
+
+
+class Feed:
+    """Sends records of an oracle to their partitions, in order, at some pace.
+
+    Arguments:
+        rate: Records a second; None: as fast as it goes.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        bootstrap_servers: str,
+        topic: str,
+        *,
+        rate: float | None = None,
+    ) -> None:
+        self._oracle = oracle
+        self._topic = topic
+        self._rate = rate
+        self._producer = Producer({**CONFIG, "bootstrap.servers": bootstrap_servers})
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._failures: list[str] = []
+        self.sent = 0
+
+    def send(self, count: int, *, bad: float = BAD, repeated: float = REPEATED) -> None:
+        """Send so many records and wait until Kafka has them."""
+        self._send(self._oracle.make(count, bad=bad, repeated=repeated))
+
+    def send_recordings(self) -> None:
+        """Send the real recordings."""
+        self._send(self._oracle.recordings())
+
+    def start(self) -> None:
+        """Send in the background until `stop`."""
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop sending, and wait until Kafka has all of it."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._flush()
+
+    def _run(self) -> None:
+        records = chain(
+            self._oracle.recordings(),
+            self._oracle.make(10**9, bad=BAD, repeated=REPEATED),
+        )
+        self._produce(records)
+
+    def _send(self, records: Iterable[tuple[int, bytes, bytes | None]]) -> None:
+        self._produce(iter(records))
+        self._flush()
+
+    def _produce(self, records: Iterator[tuple[int, bytes, bytes | None]]) -> None:
+        began, first = time.monotonic(), self.sent
+        while not self._stop.is_set():
+            if self._rate is not None:
+                ahead = (self.sent - first) / self._rate - (time.monotonic() - began)
+                if ahead > 0.01:
+                    self._producer.poll(0)
+                    self._stop.wait(ahead)
+                    continue
+            # Taken only now: what the oracle makes has to be sent.
+            record = next(records, None)
+            if record is None:
+                return
+            partition, key, value = record
+            while True:
+                try:
+                    self._producer.produce(
+                        self._topic, value, key, partition=partition,
+                        on_delivery=self._note,
+                    )  # fmt: skip
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+            self.sent += 1
+            if self.sent % 500 == 0:
+                self._producer.poll(0)
+
+    def _note(self, error: Any, message: Any) -> None:
+        if error is not None:
+            self._failures.append(str(error))
+
+    def _flush(self) -> None:
+        left = self._producer.flush(180)
+        if left or self._failures:
+            raise AssertionError(
+                f"Kafka did not take {left + len(self._failures)} records: "
+                f"{self._failures[:1]}"
+            )

@@ -1,0 +1,48 @@
+"""Runs a scenario in a world of its own, and says what came of it."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+from prove.scenario import Scenario
+from prove.world import Outcome, World
+from tests.servers import PROJECT
+
+
+def run(scenario: Scenario, seed: int, *, source: Path = PROJECT) -> Outcome:
+    """Run one scenario; never raises, what went wrong is among the complaints.
+
+    Arguments:
+        source: The application's code; a copy with a guard taken out, or our own.
+    """
+    began = time.monotonic()
+    outcome = Outcome(scenario.name, seed)
+    try:
+        # Short, since sockets have short names; removed also after a failure, whose
+        # story the complaints tell.
+        with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+            world = World(
+                Path(folder),
+                name=scenario.name,
+                seed=seed,
+                source=source,
+                kafka=scenario.kafka,
+            )
+            outcome = world.outcome
+            try:
+                with world:
+                    scenario.run(world)
+                    world.settle()
+            except BaseException:
+                outcome.complaints.append(world.last_words())
+                raise
+    except (Exception, KeyboardInterrupt) as error:
+        outcome.complaints.append(f"{type(error).__name__}: {error}")
+        outcome.complaints.append(traceback.format_exc())
+        if isinstance(error, KeyboardInterrupt):
+            raise
+    outcome.seconds = time.monotonic() - began
+    return outcome

@@ -1,0 +1,58 @@
+"""What a scenario is, and the list of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prove.world import World
+
+MODULES = ("workers", "postgres", "kafka", "inputs", "load", "standstill")
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One thing that is done to the parts while beats flow.
+
+    Attributes:
+        name: As it is asked for: lower case, words joined by hyphens.
+        title: What is done to whom, for the report.
+        group: workers, postgres, kafka, inputs, load or standstill.
+        quick: Whether it belongs to `--quick`.
+        kafka: Further lines of Kafka's configuration.
+        run: Does it. The world is settled and judged afterwards.
+    """
+
+    name: str
+    title: str
+    group: str
+    quick: bool
+    kafka: Mapping[str, str]
+    run: Callable[[World], None]
+
+
+_all: dict[str, Scenario] = {}
+
+
+def scenario(
+    title: str, *, quick: bool = False, kafka: Mapping[str, str] | None = None
+) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
+    """Make a function a scenario; its name and module become the scenario's."""
+
+    def register(run: Callable[[World], None]) -> Callable[[World], None]:
+        name = run.__name__.replace("_", "-")
+        group = run.__module__.rpartition(".")[2]
+        _all[name] = Scenario(name, title, group, quick, kafka or {}, run)
+        return run
+
+    return register
+
+
+def scenarios() -> dict[str, Scenario]:
+    """All scenarios by name, in the order of the report."""
+    for module in MODULES:
+        import_module(f"prove.scenarios.{module}")
+    return dict(_all)

@@ -1,0 +1,1 @@
+"""What is done to the parts, a module for each group."""

@@ -1,0 +1,115 @@
+"""Workers that are killed, frozen, joined and left."""
+
+from __future__ import annotations
+
+import signal
+
+from prove.scenario import scenario
+from prove.world import World
+
+# Frozen for longer than the session time-out of the group (12 s).
+FROZEN_SECONDS = 16.0
+
+
+def kill_workers(world: World, kills: int, *, low: float, high: float) -> None:
+    """kill -9 of a random one of two workers at random moments."""
+    workers = [world.start_worker() for _ in range(2)]
+    feed = world.feed(rate=2_000)
+    feed.start()
+    world.wait_until(world.consumed, "the stream has begun")
+    for _ in range(kills):
+        world.pause(low, high)
+        victim = world.choice.choice(workers)
+        victim.kill()
+        world.did("kill -9 of a worker")
+        world.pause(0.0, 0.5)
+        victim.start()
+    feed.stop()
+
+
+@scenario("two workers, kill -9 of a random one at random moments")
+def killed_fifty_times(world: World) -> None:
+    kill_workers(world, 50, low=0.1, high=4.0)
+
+
+@scenario("two workers, kill -9 of a random one at random moments", quick=True)
+def killed(world: World) -> None:
+    kill_workers(world, 5, low=0.1, high=3.0)
+
+
+@scenario("SIGTERM of a random one of two workers, under load", quick=True)
+def stopped(world: World) -> None:
+    workers = [world.start_worker() for _ in range(2)]
+    feed = world.feed(rate=3_000)
+    feed.start()
+    world.wait_until(world.consumed, "the stream has begun")
+    for _ in range(6):
+        world.pause(0.5, 3.0)
+        victim = world.choice.choice(workers)
+        world.stop_worker(victim)
+        world.did("SIGTERM of a worker")
+        victim.start()
+    feed.stop()
+
+
+@scenario(
+    "a worker frozen (SIGSTOP) for longer than the session time-out wakes with an "
+    "open batch, while another has its partitions",
+    quick=True,
+)
+def frozen(world: World) -> None:
+    first = world.start_worker()
+    feed = world.feed(rate=3_000)
+    feed.start()
+    world.wait_until(world.consumed, "the stream has begun")
+    second = world.start_worker()
+    world.pause(1.0, 3.0)
+    for victim in (first, second):
+        victim.pause()
+        world.did("SIGSTOP of a worker for 16 s, then SIGCONT")
+        world.pause(FROZEN_SECONDS, FROZEN_SECONDS)
+        victim.resume()
+        world.pause(2.0, 4.0)
+    feed.stop()
+
+
+@scenario("three workers that join and leave every few seconds")
+def joining_and_leaving(world: World) -> None:
+    workers = [world.start_worker() for _ in range(3)]
+    feed = world.feed(rate=2_000)
+    feed.start()
+    world.wait_until(world.consumed, "the stream has begun")
+    for _ in range(20):
+        world.pause(0.5, 3.0)
+        victim = world.choice.choice(workers)
+        if world.choice.random() < 0.5:
+            victim.kill()
+            world.did("kill -9 of a worker")
+        else:
+            world.stop_worker(victim)
+            world.did("SIGTERM of a worker")
+        world.pause(0.0, 2.0)
+        victim.start()
+        world.did("a worker joins")
+    feed.stop()
+
+
+@scenario("all three workers killed at once, again and again", quick=True)
+def all_killed_at_once(world: World) -> None:
+    workers = [world.start_worker() for _ in range(3)]
+    feed = world.feed(rate=3_000)
+    feed.start()
+    world.wait_until(world.consumed, "the stream has begun")
+    for _ in range(3):
+        world.pause(0.5, 4.0)
+        for worker in workers:
+            assert worker.process is not None
+            worker.process.send_signal(signal.SIGKILL)
+        for worker in workers:
+            worker.kill()
+        world.did("kill -9 of all three workers")
+        for worker in workers:
+            worker.start()
+        before = world.consumed()
+        world.wait_until(lambda b=before: world.consumed() > b, "it goes on")
+    feed.stop()

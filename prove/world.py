@@ -1,0 +1,367 @@
+"""A scenario's own world: servers, workers, what is sent, what was seen."""
+
+from __future__ import annotations
+
+import random
+import re
+import secrets
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from heartbeat_app.config import load_settings
+from heartbeat_app.embedded.kafka import KafkaServer
+from heartbeat_app.embedded.postgres import PostgresServer
+from prove.feed import Feed
+from tests.oracle import RETENTION_DAYS, Oracle, Verdict
+from tests.servers import (
+    PROJECT,
+    Servers,
+    Topic,
+    Worker,
+    child_environ,
+    engine_of,
+    free_port,
+)
+
+TOPIC = "heartbeats"
+DATABASE = "heartbeat_db"
+PARTITIONS = 4
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a scenario's run gave.
+
+    Attributes:
+        did: How often what was done, by words.
+        standstill: The longest time in seconds in which nothing was read although
+            something waited; what the fault itself took is part of it.
+        memory: The most that one worker held, MB resident.
+        notes: Further figures, by words.
+        complaints: What was wrong, in words.
+    """
+
+    name: str
+    seed: int
+    seconds: float = 0.0
+    did: Counter[str] = field(default_factory=Counter)
+    verdict: Verdict | None = None
+    standstill: float = 0.0
+    memory: int = 0
+    notes: dict[str, str] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was wrong."""
+        return not self.complaints
+
+
+class World:
+    """Real servers of the scenario's own, workers, and an oracle's records.
+
+    Arguments:
+        source: Where the application's code is; a copy of it when a guard is taken
+            out.
+        kafka, postgresql: Further lines of the servers' configurations.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        name: str = "",
+        seed: int = 1,
+        source: Path = PROJECT,
+        kafka: Mapping[str, str] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.source = source
+        self.choice = random.Random(seed)
+        self.oracle = Oracle(seed, PARTITIONS)
+        self.outcome = Outcome(name, seed)
+        self.workers: list[Worker] = []
+        # How the tables are judged; scenarios say where something else is right.
+        self.exact = True
+        self.missing = 0
+        self.settled_within = 120.0
+        self.postgres = PostgresServer(
+            folder / "postgresql",
+            port=free_port(),
+            username="owner",
+            password=secrets.token_hex(8),
+            database=DATABASE,
+        )
+        self.kafka = KafkaServer(folder / "kafka", port=free_port(), config=kafka)
+        self.environ = {
+            **Servers(self.postgres, self.kafka).environ(DATABASE, TOPIC),
+            "RETENTION_DAYS": RETENTION_DAYS,
+        }
+        self._exit = ExitStack()
+        self._topic: Topic | None = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            # Launched from here, since the kernel ends a server with its starting
+            # thread; both at once.
+            for server in (self.postgres, self.kafka):
+                undo.callback(self._remove, server)
+                server.launch()
+            self.postgres.wait_until_ready()
+            self.kafka.wait_until_ready()
+            self.run_alembic("upgrade", "head")
+            settings = load_settings(self.environ, Path("/nonexistent"))
+            # The server goes away again and again under it.
+            self.engine: Engine = engine_of(settings, pool_pre_ping=True)
+            undo.callback(self.engine.dispose)
+            self.topic.make(PARTITIONS)
+            undo.callback(self._end_workers)
+            self._observer = undo.enter_context(Observer(self))
+            self._exit = undo.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exit.close()
+
+    @staticmethod
+    def _remove(server: PostgresServer | KafkaServer) -> None:
+        server.kill()
+        server.remove_data()
+
+    def _end_workers(self) -> None:
+        for worker in self.workers:
+            if worker.is_running():
+                worker.resume()
+            worker.end()
+
+    # What scenarios do
+
+    @property
+    def topic(self) -> Topic:
+        """The topic of the beats."""
+        if self._topic is None:
+            self._topic = Topic(Servers(self.postgres, self.kafka), TOPIC)
+        return self._topic
+
+    def run_alembic(self, *arguments: str) -> None:
+        """Run Alembic on the world's database, from the world's source."""
+        done = subprocess.run(
+            ["alembic", *arguments],
+            cwd=self.source,
+            env=child_environ(self.environ),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    def start_worker(self, **environ: str) -> Worker:
+        """Start one more worker."""
+        log = self.folder / f"worker-{len(self.workers)}.log"
+        worker = Worker({**self.environ, **environ}, log, source=self.source)
+        self.workers.append(worker)
+        return worker.start()
+
+    def feed(self, rate: float | None = None) -> Feed:
+        """Something that sends the oracle's records."""
+        return Feed(self.oracle, self.kafka.bootstrap_servers, TOPIC, rate=rate)
+
+    def stop_worker(self, worker: Worker) -> None:
+        """SIGTERM; complains when the worker does not end within 12 s with status 0."""
+        # Before it has begun, SIGTERM ends it as it ends any program.
+        begun = worker.get("/health/live")[0] == 200
+        status = worker.stop(seconds=12)
+        self.require(status == 0 or not begun, f"SIGTERM of a worker: status {status}")
+
+    def did(self, what: str, times: int = 1) -> None:
+        """Count what was done."""
+        self.outcome.did[what] += times
+
+    def note(self, what: str, value: str) -> None:
+        """Add a figure to the report."""
+        self.outcome.notes[what] = value
+
+    def require(self, holds: object, complaint: str) -> None:
+        """Complain unless it holds."""
+        if not holds:
+            self.outcome.complaints.append(complaint)
+
+    def pause(self, low: float, high: float) -> None:
+        """Let things happen for a random time, seconds."""
+        time.sleep(self.choice.uniform(low, high))
+
+    def scalar(self, statement: str, **parameters: Any) -> Any:
+        """One value of the database."""
+        with self.engine.connect() as connection:
+            return connection.scalar(text(statement), parameters)
+
+    def consumed(self) -> int:
+        """How many records are in the books; 0 while the database is away."""
+        try:
+            return int(
+                self.scalar("SELECT coalesce(sum(consumed), 0) FROM partition_ledger")
+            )
+        except SQLAlchemyError:
+            return 0
+
+    def ends(self) -> dict[int, int]:
+        """Where the log of each partition ends, asked of Kafka."""
+        consumer = Consumer({**self.topic.config, "group.id": "none", "log_level": 0})
+        try:
+            known = consumer.list_topics(TOPIC, timeout=5).topics[TOPIC].partitions
+            return {
+                partition: consumer.get_watermark_offsets(
+                    TopicPartition(TOPIC, partition), timeout=5
+                )[1]
+                for partition in known
+            }
+        finally:
+            consumer.close()
+
+    def lag(self) -> int | None:
+        """Offsets that the ledger of the topic as it is has not reached."""
+        try:
+            ends = self.ends()
+            topic_id = self.topic_id()
+            with self.engine.connect() as connection:
+                rows = connection.execute(
+                    text(
+                        "SELECT partition, next_offset FROM partition_ledger"
+                        " WHERE topic_id = :topic_id"
+                    ),
+                    {"topic_id": topic_id},
+                ).all()
+        except (KafkaException, SQLAlchemyError):
+            return None
+        reached = {row[0]: row[1] for row in rows}
+        return sum(end - reached.get(partition, 0) for partition, end in ends.items())
+
+    def topic_id(self) -> str:
+        """Kafka's id of the topic, as the ledger tells it."""
+        futures = self.topic.admin.describe_topics(TopicCollection([TOPIC]))
+        found = str(futures[TOPIC].result(timeout=5).topic_id)
+        # Kafka's own form; this client says "+" and "/".
+        return found.translate(str.maketrans("+/", "-_"))
+
+    def wait_until(
+        self, condition: Callable[[], Any], what: str, *, seconds: float = 120.0
+    ) -> Any:
+        """Wait for a condition; workers that end meanwhile are started again."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = condition()
+            if found:
+                return found
+            self.supervise()
+            time.sleep(0.1)
+        raise AssertionError(f"not within {seconds:g} s: {what}")
+
+    def supervise(self) -> None:
+        """Start workers again that ended, as a supervisor does."""
+        for worker in self.workers:
+            if worker.process is not None and not worker.is_running():
+                self.did("worker started again by its supervisor")
+                worker.start()
+
+    def last_words(self) -> str:
+        """The ends of the workers' logs."""
+        return "\n".join(
+            f"{worker.log_path.name}:\n{worker.log()[-1500:]}"
+            for worker in self.workers
+        )
+
+    def settle(self) -> None:
+        """Wait until all that was sent is read, stop the workers, and judge."""
+
+        def read() -> bool:
+            return self.lag() == 0
+
+        try:
+            self.wait_until(
+                read, "all that was sent is read", seconds=self.settled_within
+            )
+        except AssertionError as error:
+            self.outcome.complaints.append(f"{error}; {self.lag()} are left")
+        for worker in self.workers:
+            if worker.is_running():
+                self.stop_worker(worker)
+        self._observer.stop()
+        verdict = self.oracle.judge(self.engine, exact=self.exact)
+        self.outcome.verdict = verdict
+        self.outcome.complaints += verdict.complaints
+        if verdict.missing != self.missing:
+            self.outcome.complaints.append(
+                f"the books say {verdict.missing} missing, not {self.missing}"
+            )
+        done = subprocess.run(
+            ["heartbeat_app", "books", "--deep"],
+            cwd=self.source,
+            env={**child_environ(self.environ), "PYTHONPATH": str(self.source)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            self.outcome.complaints.append(f"books --deep: {done.stdout[-500:]}")
+
+
+class Observer:
+    """Looks at the world now and then: standstill and memory."""
+
+    EVERY_SECONDS = 0.25
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        outcome = self._world.outcome
+        before, moved = -1, time.monotonic()
+        while not self._stop.wait(self.EVERY_SECONDS):
+            now = time.monotonic()
+            done = self._world.consumed()
+            if (
+                done != before
+                or done >= self._world.oracle.records
+                or not self._world.workers
+            ):
+                before, moved = done, now
+            outcome.standstill = max(outcome.standstill, now - moved)
+            for worker in list(self._world.workers):
+                if worker.is_running():
+                    outcome.memory = max(outcome.memory, peak_memory(worker.pid))
+
+
+def peak_memory(pid: int) -> int:
+    """The most that a process has held, MB resident."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    # One that has just died has no memory any more.
+    found = re.search(r"VmHWM:\s*(\d+)", status)
+    return int(found[1]) // 1024 if found else 0
