@@ -5,19 +5,23 @@ from __future__ import annotations
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 
 import click
 from rich.console import Console
 
+from prove import report
+from prove.guards import GUARDS, without
 from prove.run import run
 from prove.scenario import Scenario, scenarios
+from prove.scenarios.long import random_faults
 from prove.world import Outcome
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def show(outcome: Outcome) -> None:
-    """One line, or what was wrong."""
+    """One line, what was done, and what was wrong."""
     verdict = outcome.verdict
     counts = (
         f"{verdict.sent:>9,} sent, {verdict.stored:>9,} stored, {verdict.lost} lost, "
@@ -27,7 +31,7 @@ def show(outcome: Outcome) -> None:
     )
     mark = "[green]holds[/]" if outcome.passed else "[red]FAILED[/]"
     console.print(
-        f"{mark} {outcome.name:26} {counts}standstill {outcome.standstill:.0f} s, "
+        f"{mark} {outcome.name:30} {counts}standstill {outcome.standstill:.0f} s, "
         f"{outcome.memory} MB, {outcome.seconds:.0f} s, seed {outcome.seed}"
     )
     for what, count in outcome.did.items():
@@ -39,7 +43,7 @@ def show(outcome: Outcome) -> None:
 
 
 def run_all(chosen: list[Scenario], seed: int, jobs: int) -> list[Outcome]:
-    """Run scenarios, some at a time, in the order of the list."""
+    """Run scenarios, some at a time."""
     outcomes = []
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(run, each, seed) for each in chosen]
@@ -49,37 +53,88 @@ def run_all(chosen: list[Scenario], seed: int, jobs: int) -> list[Outcome]:
     return outcomes
 
 
+def run_without(name: str, seed: int) -> bool:
+    """Run a guard's scenario without the guard; whether the oracle objected."""
+    guard = GUARDS[name]
+    console.print(f"Without {name}: {guard.holds}; scenario {guard.scenario}")
+    with without(guard) as source:
+        outcome = run(scenarios()[guard.scenario], seed, source=source)
+    show(outcome)
+    if outcome.passed:
+        console.print(f"[red]Nothing went wrong without {name}[/]")
+    else:
+        report.keep_guard(name, outcome)
+    return not outcome.passed
+
+
 @click.command()
 @click.option("--list", "listing", is_flag=True, help="Say what there is, and end.")
 @click.option("--quick", is_flag=True, help="The short ones only: under 8 minutes.")
+@click.option("--long", "minutes", type=int, help="Faults at random, so many minutes.")
+@click.option(
+    "--without",
+    "guard",
+    type=click.Choice([*GUARDS, "each"]),
+    help="Take a guard out, run its scenario, and print what goes wrong.",
+)
 @click.option("--seed", type=int, help="Run again what a report names.")
 @click.option("--jobs", default=2, show_default=True, help="Scenarios at a time.")
 @click.argument("names", nargs=-1, metavar="[SCENARIO]...")
 def main(
-    listing: bool, quick: bool, seed: int | None, jobs: int, names: tuple[str, ...]
+    *,
+    listing: bool,
+    quick: bool,
+    minutes: int | None,
+    guard: str | None,
+    seed: int | None,
+    jobs: int,
+    names: tuple[str, ...],
 ) -> None:
-    """Do to the parts what may happen to them, and look that no beat is lost."""
+    """Do to the parts what may happen to them, and look that no beat is lost.
+
+    Without --quick, --long and --without what was found goes into
+    docs/reliability.md. Ends with status 1 when anything was lost, doubled or wrong;
+    with --without, when nothing was.
+    """
     known = scenarios()
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise click.UsageError(f"no scenario {wrong[0]!r}; --list says what there is")
+    if seed is None:
+        seed = random.SystemRandom().randrange(1_000_000)
     if listing:
         for each in known.values():
             mark = "quick" if each.quick else ""
-            console.print(f"{each.name:32} {mark:6} {each.title}")
-        return
-    wrong = [name for name in names if name not in known]
-    if wrong:
-        raise click.UsageError(
-            f"no scenario {wrong[0]!r}; there are: {', '.join(known)}"
+            console.print(f"{each.name:30} {mark:6} {each.title}")
+    elif guard is not None:
+        chosen = list(GUARDS) if guard == "each" else [guard]
+        objected = [run_without(name, seed) for name in chosen]
+        report.write(known)
+        sys.exit(not all(objected))
+    elif minutes is not None:
+        faults = Scenario(
+            "long", "faults at random", "long", quick=False, kafka={},
+            run=partial(random_faults, seconds=60 * minutes),
+        )  # fmt: skip
+        outcome = run(faults, seed)
+        show(outcome)
+        sys.exit(not outcome.passed)
+    else:
+        picked = [
+            each
+            for each in known.values()
+            if each.name in names or (not names and (each.quick or not quick))
+        ]
+        console.print(f"{len(picked)} scenarios, {jobs} at a time, seed {seed}")
+        outcomes = run_all(picked, seed, jobs)
+        if not quick:
+            report.keep(outcomes)
+            report.write(known)
+        failed = [outcome.name for outcome in outcomes if not outcome.passed]
+        console.print(
+            f"Failed: {', '.join(failed)}" if failed else "All hold: 0 lost, 0 doubled."
         )
-    chosen = [
-        each
-        for each in known.values()
-        if each.name in names or (not names and (each.quick or not quick))
-    ]
-    if seed is None:
-        seed = random.SystemRandom().randrange(1_000_000)
-    console.print(f"{len(chosen)} scenarios, {jobs} at a time, seed {seed}")
-    outcomes = run_all(chosen, seed, jobs)
-    sys.exit(any(not each.passed for each in outcomes))
+        sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

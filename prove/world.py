@@ -245,7 +245,7 @@ class World:
         except (KafkaException, SQLAlchemyError):
             return None
         reached = {row[0]: row[1] for row in rows}
-        return sum(end - reached.get(partition, 0) for partition, end in ends.items())
+        return sum(end - int(reached.get(each, 0)) for each, end in ends.items())
 
     def topic_id(self) -> str:
         """Kafka's id of the topic, as the ledger tells it."""
@@ -266,6 +266,11 @@ class World:
             self.supervise()
             time.sleep(0.1)
         raise AssertionError(f"not within {seconds:g} s: {what}")
+
+    def wait_for_more(self, what: str) -> None:
+        """Wait until more is read than now."""
+        before = self.consumed()
+        self.wait_until(lambda: self.consumed() > before, what)
 
     def supervise(self) -> None:
         """Start workers again that ended, as a supervisor does."""

@@ -110,6 +110,5 @@ def all_killed_at_once(world: World) -> None:
         world.did("kill -9 of all three workers")
         for worker in workers:
             worker.start()
-        before = world.consumed()
-        world.wait_until(lambda b=before: world.consumed() > b, "it goes on")
+        world.wait_for_more("it goes on")
     feed.stop()

@@ -1,0 +1,128 @@
+"""Keeps what was proved in prove/results.json, and writes docs/reliability.md."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from prove.guards import GUARDS
+from prove.scenario import Scenario
+from prove.world import Outcome
+from tests.servers import PROJECT
+
+RESULTS = PROJECT / "prove" / "results.json"
+PAGE = PROJECT / "docs" / "reliability.md"
+RUNS_KEPT = 3
+
+# What stands above the tables.
+HEAD = Path(__file__).with_name("reliability.md")
+
+
+def load() -> dict[str, Any]:
+    """What was kept before."""
+    if not RESULTS.exists():
+        return {"runs": {}, "guards": {}}
+    found: dict[str, Any] = json.loads(RESULTS.read_text())
+    return found
+
+
+def keep(outcomes: Iterable[Outcome]) -> None:
+    """Keep the outcomes of scenarios, the newest few runs of each."""
+    results = load()
+    for outcome in outcomes:
+        runs = results["runs"].setdefault(outcome.name, [])
+        runs.append({"date": date.today().isoformat(), **asdict(outcome)})
+        del runs[:-RUNS_KEPT]
+    _save(results)
+
+
+def keep_guard(name: str, outcome: Outcome) -> None:
+    """Keep what went wrong without a guard."""
+    results = load()
+    results["guards"][name] = {
+        "date": date.today().isoformat(),
+        "seed": outcome.seed,
+        # A traceback says nothing to a reader.
+        "complaints": [c for c in outcome.complaints if "\n" not in c],
+    }
+    _save(results)
+
+
+def _save(results: Mapping[str, Any]) -> None:
+    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+
+
+def write(known: Mapping[str, Scenario]) -> None:
+    """Write the page."""
+    results = load()
+    lines = [HEAD.read_text(), "## Scenarios", ""]
+    group = None
+    for each in known.values():
+        runs = results["runs"].get(each.name, [])
+        if each.group != group:
+            group = each.group
+            lines += [
+                f"### {group.capitalize()}",
+                "",
+                "| scenario | done | sent | stored | duplicate | refused | missing "
+                "| lost | doubled | standstill | memory | seeds |",
+                "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            ]
+        lines.append(_row(each, runs))
+        lines += _notes(each, runs)
+    lines += ["", "## Guards", "", "Each was taken out, and its scenario run.", ""]
+    lines += ["| guard | what it holds | scenario | without it |", "|---|---|---|---|"]
+    for guard in GUARDS.values():
+        found = results["guards"].get(guard.name)
+        said = "; ".join(found["complaints"])[:300] if found else "**not seen yet**"
+        lines.append(
+            f"| {guard.name} | {guard.holds} | {guard.scenario} | {_cell(said)} |"
+        )
+    PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _row(each: Scenario, runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        return f"| **{each.name}**: {each.title} |" + " |" * 11
+    did: Counter[str] = Counter()
+    for run in runs:
+        did.update(run["did"])
+    verdicts = [run["verdict"] for run in runs if run["verdict"]]
+
+    def total(name: str) -> str:
+        return f"{sum(verdict[name] for verdict in verdicts):,}"
+
+    done = "; ".join(f"{count} x {what}" for what, count in did.items())
+    failed = sum(bool(run["complaints"]) for run in runs)
+    cells = [
+        f"**{each.name}**: {each.title}"
+        + (f" (**{failed} of {len(runs)} runs failed**)" if failed else ""),
+        done,
+        *(
+            total(name)
+            for name in (
+                "sent", "stored", "duplicate", "refused", "missing", "lost", "doubled",
+            )
+        ),
+        f"{max(run['standstill'] for run in runs):.0f} s",
+        f"{max(run['memory'] for run in runs)} MB",
+        ", ".join(str(run["seed"]) for run in runs),
+    ]  # fmt: skip
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _notes(each: Scenario, runs: list[dict[str, Any]]) -> list[str]:
+    notes = {what: value for run in runs for what, value in run["notes"].items()}
+    if not notes:
+        return []
+    said = "; ".join(f"{what}: {value}" for what, value in notes.items())
+    return [f"| | {_cell(said)} |" + " |" * 10]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,111 @@
+"""Faults at random, for as long as asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy import text
+
+from prove.world import World
+
+
+def random_faults(world: World, *, seconds: float) -> None:
+    """Choose one fault after the other by the world's seed, while beats flow."""
+    for _ in range(3):
+        world.start_worker()
+    feed = world.feed(rate=1_500)
+    feed.start()
+    world.wait_until(world.consumed, "the stream has begun")
+    faults = list(FAULTS)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        fault = world.choice.choice(faults)
+        fault(world)
+        world.pause(0.0, 5.0)
+        # Between two faults it has to get on, however far it is behind.
+        world.wait_for_more("it goes on after a fault")
+    feed.stop()
+
+
+def kill_worker(world: World) -> None:
+    world.choice.choice(world.workers).kill()
+    world.did("kill -9 of a worker")
+
+
+def stop_worker(world: World) -> None:
+    worker = world.choice.choice(world.workers)
+    if worker.is_running():
+        world.stop_worker(worker)
+        world.did("SIGTERM of a worker")
+
+
+def freeze_worker(world: World) -> None:
+    worker = world.choice.choice(world.workers)
+    if worker.is_running():
+        worker.pause()
+        world.pause(0.5, 20.0)
+        worker.resume()
+        world.did("SIGSTOP of a worker for up to 20 s")
+
+
+def kill_postgres(world: World) -> None:
+    world.postgres.kill()
+    world.pause(0.0, 5.0)
+    world.postgres.start()
+    world.did("kill -9 of PostgreSQL")
+
+
+def stop_postgres(world: World) -> None:
+    world.postgres.stop()
+    world.pause(0.0, 10.0)
+    world.postgres.start()
+    world.did("PostgreSQL stopped and started")
+
+
+def freeze_postgres(world: World) -> None:
+    world.postgres.pause()
+    world.pause(0.5, 20.0)
+    world.postgres.resume()
+    world.did("SIGSTOP of PostgreSQL for up to 20 s")
+
+
+def end_sessions(world: World) -> None:
+    for _ in range(5):
+        with world.engine.begin() as connection:
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name LIKE 'heartbeat_app%'"
+                )
+            )
+        world.pause(0.1, 1.0)
+    world.did("all sessions terminated, five times")
+
+
+def lock_ledger(world: World) -> None:
+    with world.engine.connect() as connection:
+        connection.execute(text("SELECT 1 FROM partition_ledger FOR UPDATE"))
+        world.pause(1.0, 20.0)
+        connection.rollback()
+    world.did("the ledger locked for up to 20 s")
+
+
+def kill_kafka(world: World) -> None:
+    world.kafka.kill()
+    world.pause(0.0, 3.0)
+    world.kafka.start()
+    world.did("kill -9 of Kafka")
+
+
+def freeze_kafka(world: World) -> None:
+    world.kafka.pause()
+    world.pause(0.5, 20.0)
+    world.kafka.resume()
+    world.did("SIGSTOP of Kafka for up to 20 s")
+
+
+FAULTS: tuple[Callable[[World], None], ...] = (
+    kill_worker, stop_worker, freeze_worker, kill_postgres, stop_postgres,
+    freeze_postgres, end_sessions, lock_ledger, kill_kafka, freeze_kafka,
+)  # fmt: skip
