@@ -8,13 +8,13 @@ import secrets
 import subprocess
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import psutil
 from confluent_kafka import Consumer, KafkaException, TopicCollection, TopicPartition
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -55,7 +55,7 @@ class Outcome:
     name: str
     seed: int
     seconds: float = 0.0
-    did: Counter[str] = field(default_factory=Counter)
+    did: dict[str, int] = field(default_factory=dict)
     verdict: Verdict | None = None
     standstill: float = 0.0
     memory: int = 0
@@ -127,6 +127,11 @@ class World:
             undo.callback(self.engine.dispose)
             self.topic.make(PARTITIONS)
             undo.callback(self._end_workers)
+            # Asks, never joins.
+            self._group = Consumer(
+                {**self.topic.config, "group.id": self.environ["KAFKA_GROUP_ID"]}
+            )
+            undo.callback(self._group.close)
             self._observer = undo.enter_context(Observer(self))
             self._exit = undo.pop_all()
         return self
@@ -184,9 +189,18 @@ class World:
         status = worker.stop(seconds=12)
         self.require(status == 0 or not begun, f"SIGTERM of a worker: status {status}")
 
+    def ports_of(self, worker: Worker) -> list[int]:
+        """The ports from which a worker is connected to PostgreSQL."""
+        return [
+            each.laddr.port
+            for each in psutil.Process(worker.pid).net_connections("tcp")
+            if each.raddr and each.raddr.port == self.postgres.port
+        ]
+
     def did(self, what: str, times: int = 1) -> None:
         """Count what was done."""
-        self.outcome.did[what] += times
+        did = self.outcome.did
+        did[what] = did.get(what, 0) + times
 
     def note(self, what: str, value: str) -> None:
         """Add a figure to the report."""
@@ -217,7 +231,7 @@ class World:
 
     def ends(self) -> dict[int, int]:
         """Where the log of each partition ends, asked of Kafka."""
-        consumer = Consumer({**self.topic.config, "group.id": "none", "log_level": 0})
+        consumer = Consumer({**self.topic.config, "group.id": "none"})
         try:
             known = consumer.list_topics(TOPIC, timeout=5).topics[TOPIC].partitions
             return {
@@ -229,23 +243,31 @@ class World:
         finally:
             consumer.close()
 
+    def next_offsets(self) -> dict[int, int]:
+        """What the ledger of the topic, as it is now, has reached."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                text(
+                    "SELECT partition, next_offset FROM partition_ledger"
+                    " WHERE topic_id = :topic_id"
+                ),
+                {"topic_id": self.topic_id()},
+            ).all()
+        return {row[0]: row[1] for row in rows}
+
+    def committed(self) -> dict[int, int]:
+        """What the workers' group has committed to Kafka."""
+        wanted = [TopicPartition(TOPIC, each) for each in range(self.oracle.partitions)]
+        found = self._group.committed(wanted, timeout=2)
+        return {each.partition: each.offset for each in found if each.offset >= 0}
+
     def lag(self) -> int | None:
         """Offsets that the ledger of the topic as it is has not reached."""
         try:
-            ends = self.ends()
-            topic_id = self.topic_id()
-            with self.engine.connect() as connection:
-                rows = connection.execute(
-                    text(
-                        "SELECT partition, next_offset FROM partition_ledger"
-                        " WHERE topic_id = :topic_id"
-                    ),
-                    {"topic_id": topic_id},
-                ).all()
+            ends, reached = self.ends(), self.next_offsets()
         except (KafkaException, SQLAlchemyError):
             return None
-        reached = {row[0]: row[1] for row in rows}
-        return sum(end - int(reached.get(each, 0)) for each, end in ends.items())
+        return sum(end - reached.get(each, 0) for each, end in ends.items())
 
     def topic_id(self) -> str:
         """Kafka's id of the topic, as the ledger tells it."""
@@ -322,12 +344,13 @@ class World:
 
 
 class Observer:
-    """Looks at the world now and then: standstill and memory."""
+    """Looks at the world now and then: standstill, memory, what Kafka believes."""
 
     EVERY_SECONDS = 0.25
 
     def __init__(self, world: World) -> None:
         self._world = world
+        self._believed = False  # said once
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -356,9 +379,27 @@ class Observer:
             ):
                 before, moved = done, now
             outcome.standstill = max(outcome.standstill, now - moved)
+            self._look_at_group()
             for worker in list(self._world.workers):
                 if worker.is_running():
                     outcome.memory = max(outcome.memory, peak_memory(worker.pid))
+
+    def _look_at_group(self) -> None:
+        """What is committed to Kafka has to be stored: others rely on its lag."""
+        try:
+            # In this order, since both grow.
+            committed = self._world.committed()
+            stored = self._world.next_offsets()
+        except (KafkaException, SQLAlchemyError):
+            return
+        for partition, offset in committed.items():
+            if offset > stored.get(partition, offset) and not self._believed:
+                complaint = (
+                    f"Kafka was told {offset} of partition {partition}, stored was "
+                    f"{stored[partition]}"
+                )
+                self._world.outcome.complaints.append(complaint)
+                self._believed = True
 
 
 def peak_memory(pid: int) -> int:

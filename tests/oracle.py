@@ -12,11 +12,12 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 BASE = datetime(2026, 1, 1, tzinfo=UTC)
 RECORDINGS = Path(__file__).parent / "recordings"
@@ -163,14 +164,18 @@ class Oracle:
         self.records -= forgiven
         return forgiven
 
-    def judge(self, engine: Engine, *, exact: bool = True) -> Verdict:
+    def judge(self, database: Engine | Connection, *, exact: bool = True) -> Verdict:
         """Hold the tables against what has to be there.
 
         Arguments:
             exact: Whether the books have to tell the same counts as the oracle; not
                 so where records were read again from another topic or an older ledger.
         """
-        with engine.connect() as connection:
+        with ExitStack() as stack:
+            if isinstance(database, Engine):
+                connection = stack.enter_context(database.connect())
+            else:
+                connection = database
             rows = connection.execute(
                 text('SELECT customer_id, "timestamp", heart_rate FROM heartbeats')
             ).all()

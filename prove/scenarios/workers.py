@@ -6,6 +6,7 @@ import signal
 
 from prove.scenario import scenario
 from prove.world import World
+from tests.servers import Worker
 
 # Frozen for longer than the session time-out of the group (12 s).
 FROZEN_SECONDS = 16.0
@@ -65,12 +66,29 @@ def frozen(world: World) -> None:
     second = world.start_worker()
     world.pause(1.0, 3.0)
     for victim in (first, second):
-        victim.pause()
+        freeze_with_open_batch(world, victim)
         world.did("SIGSTOP of a worker for 16 s, then SIGCONT")
         world.pause(FROZEN_SECONDS, FROZEN_SECONDS)
         victim.resume()
         world.pause(2.0, 4.0)
     feed.stop()
+
+
+def freeze_with_open_batch(world: World, worker: Worker) -> None:
+    """SIGSTOP while one of its sessions is in a transaction."""
+    open_batch = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE state LIKE 'idle in transaction%' AND client_port = ANY(:ports)"
+    )
+    for _ in range(200):
+        worker.pause()
+        # What PostgreSQL works on ends by itself; what it waits for stays open.
+        world.pause(0.05, 0.05)
+        if world.scalar(open_batch, ports=world.ports_of(worker)):
+            return
+        worker.resume()
+        world.pause(0.0, 0.05)
+    raise AssertionError("the worker was never frozen inside a batch")
 
 
 @scenario("three workers that join and leave every few seconds")

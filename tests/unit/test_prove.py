@@ -1,0 +1,21 @@
+"""The proof itself: its list of scenarios and its patches."""
+
+from __future__ import annotations
+
+import pytest
+
+from prove.guards import GUARDS, Guard, without
+from prove.scenario import scenarios
+
+
+@pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
+def test_a_guard_can_be_taken_out(guard: Guard) -> None:
+    assert guard.scenario in scenarios()
+    with without(guard) as source:
+        for patch in guard.patches:
+            compile((source / patch.file).read_text(), patch.file, "exec")
+
+
+def test_the_quick_scenarios_are_of_every_group() -> None:
+    quick = {each.group for each in scenarios().values() if each.quick}
+    assert quick == {each.group for each in scenarios().values()}
