@@ -58,15 +58,24 @@ RETURNING "timestamp"
 
 # A statement of its own: only then does it see rows that another transaction
 # committed while the insert waited for it.
+# Row by row, which only the unique index can do well. As a join PostgreSQL, which knows
+# nothing of a day that has just begun, takes it for nearly empty and compares every
+# staged row with every row of the day: 17 s for 10,000. OFFSET 0: looked up once only.
 SELECT_KNOWN = """
-SELECT staged.index, there.heart_rate <> staged.heart_rate
-FROM staged_beats AS staged
-JOIN heartbeats AS there USING (customer_id, "timestamp")
-WHERE
+SELECT index, known <> heart_rate
+FROM (
+    SELECT staged.index, staged.heart_rate, (
+        SELECT there.heart_rate
+        FROM heartbeats AS there
+        WHERE there.customer_id = staged.customer_id
+            AND there."timestamp" = staged."timestamp"
+            AND ({days})
+    ) AS known
+    FROM staged_beats AS staged
+    OFFSET 0
+) AS looked_up
+WHERE known IS NOT NULL
 """
-# By the index, row by row: knowing nothing of the staging table, PostgreSQL might read
-# the whole day for it instead.
-BY_INDEX = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off"
 
 # What leaves the other days out, so that they are neither opened nor locked. Bounded,
 # since planning takes the square of the number of days.
@@ -208,12 +217,10 @@ def _savepoint(cursor: Any) -> Iterator[None]:
 def _look_up(cursor: Any, beats: Sequence[Heartbeat]) -> dict[int, bool]:
     """Indexes of staged beats whose key is there; whether with another heart rate."""
     found: dict[int, bool] = {}
-    cursor.execute(BY_INDEX)
     wanted = iter(sorted(days.days_of(beats)))
     while some := list(islice(wanted, DAYS_A_QUERY)):
-        condition = " OR ".join([ON_THAT_DAY] * len(some))
         cursor.execute(
-            f"{SELECT_KNOWN} ({condition})",
+            SELECT_KNOWN.format(days=" OR ".join([ON_THAT_DAY] * len(some))),
             [bound for day in some for bound in days.bounds(day)],
         )
         found.update(cursor.fetchall())

@@ -358,6 +358,24 @@ def test_while_beats_come_again_they_are_looked_up_first(
     assert kept.beats() == rows_of(beats(40))
 
 
+def test_beats_that_come_again_are_looked_up_fast_on_a_day_that_has_just_begun(
+    writer: Writer, kept: Kept
+) -> None:
+    """PostgreSQL knows nothing of it yet and takes it for nearly empty."""
+
+    def seconds(first: int, count: int, asked: int) -> float:
+        began = time.perf_counter()
+        writer.write(batch_of(beats(count, first=first), asked=asked))
+        return time.perf_counter() - began
+
+    new = seconds(0, 5_000, 0) / 5_000
+    seconds(0, 15_000, 5_000)
+    mixed = seconds(14_000, 10_000, 20_000) / 10_000
+    print(f"a beat beside beats that came again takes {mixed / new:.0f} times as long")
+    assert mixed < 30 * new  # 150 times, were each compared with the whole day
+    assert kept.book() == book(30_000, stored=24_000, duplicate=6_000)
+
+
 def test_what_comes_twice_in_a_batch_is_a_duplicate(writer: Writer, kept: Kept) -> None:
     one, two = beats(2)
     assert what(writer.write(batch_of([one, two, one, one]))) == (2, 2, 0)

@@ -34,7 +34,7 @@ SQL = re.compile(
 ALLOWED = {
     (
         "heartbeat_app/storage/beats.py",
-        "f'{SELECT_KNOWN} ({condition})'",
+        "SELECT_KNOWN.format(days=' OR '.join([ON_THAT_DAY] * len(some)))",
     ): "as many times the same condition as there are days, whose bounds are "
     "parameters",
 }
@@ -113,7 +113,14 @@ def built(source: str, name: str = "") -> list[str]:
         if function not in TAKES_SQL:
             continue
         first = node.args[0]
-        if isinstance(first, ast.JoinedStr | ast.BinOp):
+        formatted = (
+            isinstance(first, ast.Call)
+            and isinstance(first.func, ast.Attribute)
+            and first.func.attr in {"format", "format_map", "replace"}
+            # psycopg2's own SQL(…).format() quotes what it fills in.
+            and isinstance(first.func.value, ast.Name)
+        )
+        if formatted or isinstance(first, ast.JoinedStr | ast.BinOp):
             found.append(ast.unparse(first))
         elif function in {"text", "SQL", "DDL", "literal_column", "exec_driver_sql"}:
             chosen = (
@@ -141,7 +148,9 @@ def test_sql_is_written_down(path: Path) -> None:
 def test_what_is_allowed_is_still_there() -> None:
     for name, source in ALLOWED:
         tree = ast.parse((PROJECT / name).read_text())
-        assert source in [ast.unparse(node) for node in put_together(tree)]
+        assert source in [
+            ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.expr)
+        ]
 
 
 @pytest.mark.parametrize(
