@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
@@ -79,6 +80,10 @@ class LaneConsumer(driver.Consumer):
             self._thread.wake()
         return super().ack(message)
 
+    def wake(self) -> None:
+        """Let the fetch look again whether there is room."""
+        self._thread.wake()
+
     def _new_offset(self, tp: TP) -> int | None:
         """The offset to commit: for the lane the highest acknowledged + 1.
 
@@ -134,8 +139,11 @@ class LaneConsumer(driver.Consumer):
             reraise=True,
         ):
             with attempt:
+                asked = time.monotonic()
                 starts = await self._find_starts(tps)
         await self._thread.call_thread(self._thread.lane_seek, starts)
+        # Only now, when nothing under an older id is left.
+        self.lane.ids_are_right(asked)
         for tp, start in sorted(starts.items()):
             self.log.info(
                 "%s[%d]: going on at %d of %d",

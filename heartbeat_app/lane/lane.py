@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -13,6 +15,9 @@ from faust.types import TP
 # busy (one being written, one ready), and the sum over all partitions has a limit.
 MAX_WAITING_CHUNKS = 2
 MAX_WAITING_BYTES = 16 * 1024 * 1024
+# Nothing is read while the topics' ids were not looked up for so long: a process that
+# was frozen would take the records of a topic that was made again for the old one's.
+MAX_ID_AGE_SECONDS = 2.0
 
 
 class Ledger(Protocol):
@@ -72,6 +77,7 @@ class Lane:
         self.topic_ids = topic_ids
         self.partitions: dict[TP, Partition] = {}
         self._epochs = itertools.count(1)
+        self._ids_asked = -math.inf
 
     def of(self, tps: Iterable[TP]) -> set[TP]:
         """Those of the partitions that belong to the lane."""
@@ -94,6 +100,10 @@ class Lane:
             truncated=seen or end < offset,
         )
 
+    def ids_are_right(self, asked: float) -> None:
+        """The ids were as they are here when that was asked, by time.monotonic()."""
+        self._ids_asked = asked
+
     def forget(self, tps: Iterable[TP]) -> None:
         """Drop partitions that were taken away; their chunks become stale."""
         for tp in tps:
@@ -103,6 +113,8 @@ class Lane:
         """Whether one more chunk of the partition may be handed out."""
         partition = self.partitions.get(tp)
         if partition is None or partition.truncated:
+            return False
+        if time.monotonic() - self._ids_asked > MAX_ID_AGE_SECONDS:
             return False
         return len(partition.waiting) < MAX_WAITING_CHUNKS and (
             not partition.waiting or self.waiting_bytes() < MAX_WAITING_BYTES

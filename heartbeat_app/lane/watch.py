@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from aiokafka.errors import IllegalStateError
@@ -40,6 +41,7 @@ class TopicWatch(Service):
             for tp, partition in self.lane.partitions.items()
             if partition.truncated and not partition.reported
         }
+        asked = time.monotonic()
         ids = await asyncio.to_thread(self.lane.topic_ids, self.lane.topics)
         for topic, topic_id in ids.items():
             changed = {
@@ -54,6 +56,10 @@ class TopicWatch(Service):
                     topic,
                 )
                 await self._restart(changed)
+        # One that is away right now may be another when it is back.
+        if ids.keys() >= {tp.topic for tp in self.lane.partitions}:
+            self.lane.ids_are_right(asked)
+            self.app.consumer.wake()
         for tp, partition in truncated.items():
             if self.lane.is_current(tp, partition.epoch):
                 partition.reported = True

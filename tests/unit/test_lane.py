@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from faust.types import TP
 
 from heartbeat_app.exceptions import LaneError
 from heartbeat_app.lane import Lane, LaneSchema
-from heartbeat_app.lane.lane import MAX_WAITING_BYTES
+from heartbeat_app.lane.lane import MAX_ID_AGE_SECONDS, MAX_WAITING_BYTES
 
 ZERO, ONE = TP("beats", 0), TP("beats", 1)
 
@@ -21,6 +22,7 @@ def lane() -> Lane:
     lane = Lane({"beats"}, ledger=None, topic_ids=lambda topics: {})  # type: ignore[arg-type]
     lane.start(ZERO, "id", 0, end=1_000)
     lane.start(ONE, "id", 0, end=1_000)
+    lane.ids_are_right(time.monotonic())
     return lane
 
 
@@ -42,6 +44,14 @@ def test_the_bytes_of_all_partitions_are_bounded_but_one_chunk_always_goes(
     assert lane.has_room(ONE)  # or a huge chunk of one would starve the others
     lane.partitions[ONE].waiting[10] = 1
     assert not lane.has_room(ONE)
+
+
+def test_nothing_is_read_while_the_ids_are_not_looked_up(lane: Lane) -> None:
+    """A process that was frozen would take a new topic's records for the old one's."""
+    lane.ids_are_right(time.monotonic() - MAX_ID_AGE_SECONDS - 0.1)
+    assert not lane.has_room(ZERO)
+    lane.ids_are_right(time.monotonic())
+    assert lane.has_room(ZERO)
 
 
 def test_what_was_read_before_a_seek_is_stale(lane: Lane) -> None:
