@@ -77,7 +77,7 @@ async def store(batch: Batch) -> None:
             )
         if not writing.done():
             log.warning("%s: broken off, to be read again after the start", batch)
-            app.writer.interrupt()
+            app.writer.uses.break_off()
         raise
     report(batch, written)
 

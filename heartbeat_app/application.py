@@ -29,7 +29,7 @@ from heartbeat_app.access import Access
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
-from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.topics import ensure_topic
@@ -68,6 +68,7 @@ class HeartbeatApp(LaneApp):
         self.reads = make_engine(
             settings, application_name="heartbeat_app reader", pool_size=4
         )
+        self.reads_in_use = Uses(self.reads)
         self.writing = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="writer")
         super().__init__(
             settings.kafka_group_id,
@@ -105,6 +106,8 @@ class HeartbeatApp(LaneApp):
         limit.daemon = True
         limit.start()
         await super().on_stop()
+        # Python waits for their threads before it ends.
+        self.reads_in_use.break_off()
 
     def _end_now(self) -> None:
         self.log.error(

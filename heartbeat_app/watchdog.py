@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,15 +18,21 @@ from sqlalchemy.exc import SQLAlchemyError
 from heartbeat_app.exceptions import StandstillError
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.books import read_books
+from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
 from heartbeat_app.storage.reads import probe
 
 LOOK_SECONDS = 1.0
 BOOKS_SECONDS = 15.0
 # Not ready after so long without a move, although there is something to read.
 STALLED_SECONDS = 20.0
-# Ended after so long, since nothing but a new start helps. A single statement may
-# take as long as its time-out, after which its attempt counts as a sign of life.
-STANDSTILL_SECONDS = 75.0
+# Ended after so long, since nothing but a new start helps: with the time that the end
+# takes within a minute. A single statement may take as long as its time-out, after
+# which its attempt counts as a sign of life.
+STANDSTILL_SECONDS = 45.0
+# Broken off after so long, whatever the other side does: a look, so that the health is
+# never an old one, and a write, which may take its statement's time-out.
+READ_SECONDS = 15.0
+WRITE_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 5.0
 # A rebalance waits for the slowest member, at most as long as a session and a
 # rebalance may take together.
 REBALANCE_SECONDS = 180.0
@@ -70,7 +78,33 @@ class Watchdog(Service):
         self._books_due = 0.0
         self._problems: list[str] = []
         self._seen: dict[TP, Seen] = {}
+        self._beats = 0  # of the event loop
         super().__init__(**kwargs)
+
+    async def on_start(self) -> None:
+        """Call when the worker starts."""
+        threading.Thread(
+            target=self._watch_loop, name="loop watch", daemon=True
+        ).start()
+
+    def _watch_loop(self) -> None:
+        """End the process when its event loop is blocked, and with it all else here.
+
+        By counted looks, not by the clock: a process that was frozen has done nothing
+        wrong.
+        """
+        seen, looks = self._beats, 0
+        while looks * LOOK_SECONDS < STANDSTILL_SECONDS:
+            time.sleep(LOOK_SECONDS)
+            if self.should_stop:  # the stop has a limit of its own
+                return
+            looks = looks + 1 if seen == self._beats else 0
+            seen = self._beats
+        self.log.critical(
+            "The event loop is blocked for %g s. Ending, to be started anew.",
+            STANDSTILL_SECONDS,
+        )
+        os._exit(1)
 
     @Service.timer(LOOK_SECONDS)
     async def _watch(self) -> None:
@@ -81,6 +115,22 @@ class Watchdog(Service):
             return
         if stalled:
             await self.app.crash(StandstillError(stalled))
+
+    @Service.timer(LOOK_SECONDS)
+    async def _end_waits(self) -> None:
+        """Beside the look, which may be what waits."""
+        self._beats += 1
+        for uses, limit in (
+            (self.app.reads_in_use, READ_SECONDS),
+            (self.app.writer.uses, WRITE_SECONDS),
+        ):
+            if broken := uses.break_off(after_seconds=limit):
+                self.log.warning(
+                    "PostgreSQL did not answer for %g s: broke off %d connections, to "
+                    "ask again on new ones.",
+                    limit,
+                    broken,
+                )
 
     async def look(self) -> str | None:
         """Look once and update `health`; says why when the process has to end."""

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import URL, Engine, create_engine
+import os
+import socket
+import time
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+from sqlalchemy import URL, Engine, create_engine, event
 
 from heartbeat_app.config import Settings
 
@@ -10,7 +17,7 @@ from heartbeat_app.config import Settings
 # wait may be longer than about that; retries are made in place (see agents.py).
 CONNECT_TIMEOUT_SECONDS = 5
 LOCK_TIMEOUT_MS = 5_000
-STATEMENT_TIMEOUT_MS = 60_000
+STATEMENT_TIMEOUT_MS = 35_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 
 
@@ -57,3 +64,44 @@ def make_engine(
             "tcp_user_timeout": 10_000,
         },
     )
+
+
+class Uses:
+    """The connections of an engine that are in use, and since when.
+
+    The limits above are the server's own, or those of a network that is gone. A server
+    that hangs, or a proxy that swallows everything, keeps none of them and does not
+    close the connection either: only breaking it off helps.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        # psycopg2's connections; times of time.monotonic().
+        self._since: dict[Any, float] = {}
+        # Before SQLAlchemy itself asks a new connection for the server's version.
+        event.listen(engine, "connect", self._begin, insert=True)
+        event.listen(engine, "checkout", self._begin)
+        for ending in ("checkin", "invalidate", "close"):
+            event.listen(engine, ending, self._end)
+
+    def _begin(self, connection: Any, *_: object) -> None:
+        self._since[connection] = time.monotonic()
+
+    def _end(self, connection: Any, *_: object) -> None:
+        self._since.pop(connection, None)
+
+    def break_off(self, *, after_seconds: float = 0.0) -> int:
+        """Break off what waits for longer, from another thread; it raises there.
+
+        Returns how many connections that were.
+        """
+        now, broken = time.monotonic(), 0
+        for connection, since in list(self._since.items()):
+            if now - since < after_seconds:
+                continue
+            with (
+                suppress(OSError, psycopg2.Error),
+                socket.socket(fileno=os.dup(connection.fileno())) as line,
+            ):
+                line.shutdown(socket.SHUT_RDWR)
+                broken += 1
+        return broken

@@ -14,19 +14,16 @@ from __future__ import annotations
 
 import base64
 import logging
-import os
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
 import psycopg2
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -34,6 +31,7 @@ from heartbeat_app.batches import Batch, Refused, refuse_beats
 from heartbeat_app.exceptions import LedgerWentBackError
 from heartbeat_app.storage import days, errors, ingest, ledger
 from heartbeat_app.storage.beats import insert_beats
+from heartbeat_app.storage.engine import Uses
 from heartbeat_app.storage.tables import dead_letters
 from heartbeat_app.validation import Reason, Refusal
 
@@ -97,11 +95,7 @@ class Writer:
         self._repeating: set[tuple[str, int]] = set()
         # How often a write of a partition has ended, whichever way.
         self.attempts: Counter[tuple[str, int]] = Counter()
-        # psycopg2's connections, while they are used.
-        self._in_use: set[Any] = set()
-        event.listen(engine, "checkout", lambda each, *_: self._in_use.add(each))
-        for ending in ("checkin", "invalidate"):
-            event.listen(engine, ending, lambda each, *_: self._in_use.discard(each))
+        self.uses = Uses(engine)
 
     def write(self, batch: Batch) -> Written:
         """Store a batch, exactly once however often it is called with it.
@@ -134,15 +128,6 @@ class Writer:
             raise
         finally:
             self.attempts[batch.topic, batch.partition] += 1
-
-    def interrupt(self) -> None:
-        """Break off a write that hangs, from another thread; it raises there."""
-        for connection in list(self._in_use):
-            with (
-                suppress(OSError, psycopg2.Error),
-                socket.socket(fileno=os.dup(connection.fileno())) as line,
-            ):
-                line.shutdown(socket.SHUT_RDWR)
 
     def _make_days(self, batch: Batch) -> Batch:
         """Make the days of the batch; beats whose day cannot be made are refused."""

@@ -134,6 +134,36 @@ def test_the_database_is_away_for_half_a_minute(
         balanced(database.environ)
 
 
+def test_a_database_that_hangs_is_not_ready(
+    tmp_path: Path,
+    topic: Topic,
+    environ: dict[str, str],
+    make_worker: Callable[..., Worker],
+) -> None:
+    """It neither answers nor closes: nothing but our own limit ends the wait."""
+    with Database(tmp_path, environ) as database:
+        topic.make(partitions=4)
+        worker = make_worker(**database.environ, SYNTHETIC_CUSTOMERS="200").start()
+        worker.wait_until(lambda: consumed(database.engine) >= 400, "beats are stored")
+        worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+
+        database.server.pause()
+        worker.wait_until(
+            lambda: worker.get("/health/ready")[0] == 503, "not ready", seconds=30
+        )
+        assert worker.get("/health/live")[0] == 200
+
+        database.server.resume()
+        back = consumed(database.engine)
+        worker.wait_until(lambda: consumed(database.engine) > back, "it goes on")
+        worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+
+        database.server.pause()
+        assert worker.stop(seconds=12) == 0
+        database.server.resume()
+        balanced(database.environ)
+
+
 def test_a_stop_ends_while_kafka_is_away(
     tmp_path: Path,
     engine: Engine,

@@ -592,7 +592,7 @@ def state_of(pid: int) -> str:
 
 def assert_broken_off(writing: Future[Written], writer: Writer) -> None:
     began = time.monotonic()
-    writer.interrupt()
+    writer.uses.break_off()
     with pytest.raises((DBAPIError, psycopg2.Error)):
         writing.result(10)
     assert time.monotonic() - began < 2
@@ -640,6 +640,21 @@ def test_a_write_to_a_server_that_hangs_can_be_broken_off(
     assert_stored_once(writer, kept)
 
 
+def test_only_what_waits_for_long_is_broken_off(
+    writer: Writer, kept: Kept, engine: Engine, aside: ThreadPoolExecutor
+) -> None:
+    with contested(engine):
+        writing = aside.submit(writer.write, NEXT)
+        kept.waits("writer")
+        assert writer.uses.break_off(after_seconds=60) == 0
+        assert not writing.done()
+        assert writer.uses.break_off(after_seconds=0.01) == 1
+        with pytest.raises((DBAPIError, psycopg2.Error)):
+            writing.result(10)
+    assert_stored_once(writer, kept)
+    assert writer.uses.break_off() == 0
+
+
 def sessions(kept: Kept) -> object:
     """Sessions of the writer that do something."""
     return kept.all(
@@ -649,9 +664,9 @@ def sessions(kept: Kept) -> object:
 
 
 def test_there_may_be_nothing_to_break_off(writer: Writer, kept: Kept) -> None:
-    writer.interrupt()
+    writer.uses.break_off()
     assert_stored_once(writer, kept)
-    writer.interrupt()
+    writer.uses.break_off()
 
 
 # What errors say

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,6 +12,7 @@ from faust.types import TP
 
 from heartbeat_app import watchdog
 from heartbeat_app.lane import Lane
+from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
 from heartbeat_app.watchdog import Watchdog
 
 TOPIC = TP("beats", 0)
@@ -57,7 +60,7 @@ def test_lag_without_a_move_is_not_ready_and_then_the_end(worker: Worker) -> Non
     assert "nothing of a partition was stored for 20 s, 5 are waiting" in reasons
     assert stalled is None
     worker.now += watchdog.STANDSTILL_SECONDS - watchdog.STALLED_SECONDS
-    assert "Nothing of a partition moved for 75 s" in (worker.look(5)[1] or "")
+    assert "Nothing of a partition moved for 45 s" in (worker.look(5)[1] or "")
 
 
 def test_a_move_starts_the_time_anew(worker: Worker) -> None:
@@ -113,3 +116,40 @@ def test_a_rebalance_may_take_longer(worker: Worker) -> None:
     assert stalled is None
     worker.now += 1
     assert worker.look(5)[1] is not None
+
+
+def test_a_write_is_broken_off_before_it_is_a_standstill() -> None:
+    # And only when the server's own limit did not end it.
+    assert STATEMENT_TIMEOUT_MS / 1000 < watchdog.WRITE_SECONDS
+    assert watchdog.WRITE_SECONDS + watchdog.LOOK_SECONDS < watchdog.STANDSTILL_SECONDS
+
+
+def test_a_blocked_loop_ends_the_process(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing in the loop can: what it would run does not run."""
+    ends: list[int] = []
+    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "STANDSTILL_SECONDS", 0.1)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    worker.watchdog._watch_loop()
+    assert ends == [1]
+
+
+def test_a_loop_that_goes_on_is_left_alone(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "STANDSTILL_SECONDS", 0.05)
+    ends: list[int] = []
+    looks = iter(range(50))
+
+    def sleep(seconds: float) -> None:
+        worker.watchdog._beats += 1
+        if next(looks) == 49:
+            worker.watchdog._stopped.set()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(os, "_exit", ends.append)
+    worker.watchdog._watch_loop()
+    assert not ends
