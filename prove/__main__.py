@@ -22,6 +22,9 @@ console = Console(highlight=False, soft_wrap=True)
 
 def show(outcome: Outcome) -> None:
     """One line, what was done, and what was wrong."""
+    if outcome.skipped:
+        console.print(f"[yellow]skipped[/] {outcome.name}: {outcome.skipped}")
+        return
     verdict = outcome.verdict
     counts = (
         f"{verdict.sent:>9,} sent, {verdict.stored:>9,} stored, {verdict.lost} lost, "
@@ -128,7 +131,7 @@ def main(
         console.print(f"{len(picked)} scenarios, {jobs} at a time, seed {seed}")
         outcomes = run_all(picked, seed, jobs)
         if not quick:
-            report.keep(outcomes)
+            report.keep(each for each in outcomes if not each.skipped)
             report.write(known)
         failed = [outcome.name for outcome in outcomes if not outcome.passed]
         console.print(

@@ -10,7 +10,7 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from tests.oracle import Oracle
+from tests.oracle import Oracle, Record, Row
 
 # Kafka may be away for long; nothing that the oracle counts on may be given up.
 CONFIG: dict[str, Any] = {
@@ -31,6 +31,7 @@ class Feed:
 
     Arguments:
         rate: Records a second; None: as fast as it goes.
+        compression: One of Kafka's codecs.
     """
 
     def __init__(
@@ -40,14 +41,22 @@ class Feed:
         topic: str,
         *,
         rate: float | None = None,
+        compression: str = "none",
     ) -> None:
         self._oracle = oracle
         self._topic = topic
         self._rate = rate
-        self._producer = Producer({**CONFIG, "bootstrap.servers": bootstrap_servers})
+        self._producer = Producer(
+            {
+                **CONFIG,
+                "bootstrap.servers": bootstrap_servers,
+                "compression.type": compression,
+            }
+        )
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._failures: list[str] = []
+        self._played = False
         self.sent = 0
 
     def send(self, count: int, *, bad: float = BAD, repeated: float = REPEATED) -> None:
@@ -58,9 +67,18 @@ class Feed:
         """Send the real recordings."""
         self._send(self._oracle.recordings())
 
-    def start(self) -> None:
-        """Send in the background until `stop`."""
-        self._thread = threading.Thread(target=self._run, daemon=True)
+    def send_records(self, records: Iterable[Record]) -> None:
+        """Send these, of which the oracle knows."""
+        self._send(records)
+
+    def send_beats(self, rows: Iterable[Row], *, partition: int | None = None) -> None:
+        """Send these beats, all new, to one partition or to their customers'."""
+        self._send(self._oracle.beats(rows, partition=partition))
+
+    def start(self, records: Iterator[Record] | None = None) -> None:
+        """Send in the background until `stop`: these, or what the oracle makes."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, args=(records,), daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -71,18 +89,20 @@ class Feed:
             self._thread = None
         self._flush()
 
-    def _run(self) -> None:
-        records = chain(
-            self._oracle.recordings(),
-            self._oracle.make(10**9, bad=BAD, repeated=REPEATED),
-        )
+    def _run(self, records: Iterator[Record] | None) -> None:
+        if records is None:
+            records = self._oracle.make(10**9, bad=BAD, repeated=REPEATED)
+        if not self._played:
+            self._played = True
+            records = chain(self._oracle.recordings(), records)
         self._produce(records)
 
-    def _send(self, records: Iterable[tuple[int, bytes, bytes | None]]) -> None:
+    def _send(self, records: Iterable[Record]) -> None:
+        self._stop.clear()
         self._produce(iter(records))
         self._flush()
 
-    def _produce(self, records: Iterator[tuple[int, bytes, bytes | None]]) -> None:
+    def _produce(self, records: Iterator[Record]) -> None:
         began, first = time.monotonic(), self.sent
         while not self._stop.is_set():
             if self._rate is not None:

@@ -7,7 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
-from prove.scenario import Scenario
+from prove.scenario import Scenario, Skipped
 from prove.world import Outcome, World
 from tests.servers import PROJECT
 
@@ -36,6 +36,8 @@ def run(scenario: Scenario, seed: int, *, source: Path = PROJECT) -> Outcome:
                 with world:
                     scenario.run(world)
                     world.settle()
+            except Skipped as why:
+                outcome.skipped = str(why)
             except BaseException:
                 outcome.complaints.append(world.last_words())
                 raise

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 MODULES = ("workers", "postgres", "kafka", "inputs", "load", "standstill")
 
 
+class Skipped(Exception):
+    """A scenario cannot be run here; its words say why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """One thing that is done to the parts while beats flow.

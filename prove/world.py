@@ -50,6 +50,7 @@ class Outcome:
         memory: The most that one worker held, MB resident.
         notes: Further figures, by words.
         complaints: What was wrong, in words.
+        skipped: Why it was not run here; empty if it was.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Outcome:
     memory: int = 0
     notes: dict[str, str] = field(default_factory=dict)
     complaints: list[str] = field(default_factory=list)
+    skipped: str = ""
 
     @property
     def passed(self) -> bool:
@@ -96,6 +98,8 @@ class World:
         self.exact = True
         self.missing = 0
         self.settled_within = 120.0
+        # Whether the ledger may be behind what Kafka was told, as after a restore.
+        self.ledger_went_back = False
         self.postgres = PostgresServer(
             folder / "postgresql",
             port=free_port(),
@@ -152,6 +156,10 @@ class World:
 
     # What scenarios do
 
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Call this when the world ends, while its servers are still there."""
+        self._exit.callback(callback)
+
     @property
     def topic(self) -> Topic:
         """The topic of the beats."""
@@ -178,9 +186,10 @@ class World:
         self.workers.append(worker)
         return worker.start()
 
-    def feed(self, rate: float | None = None) -> Feed:
+    def feed(self, rate: float | None = None, compression: str = "none") -> Feed:
         """Something that sends the oracle's records."""
-        return Feed(self.oracle, self.kafka.bootstrap_servers, TOPIC, rate=rate)
+        servers = self.kafka.bootstrap_servers
+        return Feed(self.oracle, servers, TOPIC, rate=rate, compression=compression)
 
     def stop_worker(self, worker: Worker) -> None:
         """SIGTERM; complains when the worker does not end within 12 s with status 0."""
@@ -229,29 +238,37 @@ class World:
         except SQLAlchemyError:
             return 0
 
-    def ends(self) -> dict[int, int]:
-        """Where the log of each partition ends, asked of Kafka."""
+    def watermarks(self) -> dict[int, tuple[int, int]]:
+        """Where the log of each partition begins and ends, asked of Kafka."""
         consumer = Consumer({**self.topic.config, "group.id": "none"})
         try:
             known = consumer.list_topics(TOPIC, timeout=5).topics[TOPIC].partitions
             return {
                 partition: consumer.get_watermark_offsets(
                     TopicPartition(TOPIC, partition), timeout=5
-                )[1]
+                )
                 for partition in known
             }
         finally:
             consumer.close()
 
-    def next_offsets(self) -> dict[int, int]:
-        """What the ledger of the topic, as it is now, has reached."""
+    def begins(self) -> dict[int, int]:
+        """Where the log of each partition begins."""
+        return {each: begin for each, (begin, _) in self.watermarks().items()}
+
+    def ends(self) -> dict[int, int]:
+        """Where the log of each partition ends."""
+        return {each: end for each, (_, end) in self.watermarks().items()}
+
+    def next_offsets(self, topic_id: str | None = None) -> dict[int, int]:
+        """What the ledger has reached of a topic; without an id of it as it is now."""
         with self.engine.connect() as connection:
             rows = connection.execute(
                 text(
                     "SELECT partition, next_offset FROM partition_ledger"
                     " WHERE topic_id = :topic_id"
                 ),
-                {"topic_id": self.topic_id()},
+                {"topic_id": topic_id or self.topic_id()},
             ).all()
         return {row[0]: row[1] for row in rows}
 
@@ -261,11 +278,22 @@ class World:
         found = self._group.committed(wanted, timeout=2)
         return {each.partition: each.offset for each in found if each.offset >= 0}
 
+    def members(self) -> dict[str, list[int]]:
+        """The members of the workers' group, and the partitions of each."""
+        group = self.environ["KAFKA_GROUP_ID"]
+        found = self.topic.admin.describe_consumer_groups([group])[group].result(10)
+        return {
+            each.member_id: sorted(
+                tp.partition for tp in each.assignment.topic_partitions
+            )
+            for each in found.members
+        }
+
     def lag(self) -> int | None:
         """Offsets that the ledger of the topic as it is has not reached."""
         try:
             ends, reached = self.ends(), self.next_offsets()
-        except (KafkaException, SQLAlchemyError):
+        except (KafkaException, SQLAlchemyError, TimeoutError):
             return None
         return sum(end - reached.get(each, 0) for each, end in ends.items())
 
@@ -370,15 +398,14 @@ class Observer:
         outcome = self._world.outcome
         before, moved = -1, time.monotonic()
         while not self._stop.wait(self.EVERY_SECONDS):
-            now = time.monotonic()
             done = self._world.consumed()
-            if (
-                done != before
-                or done >= self._world.oracle.records
-                or not self._world.workers
-            ):
+            # After the answer, for which a database that hangs lets us wait.
+            now = time.monotonic()
+            idle = done >= self._world.oracle.records or not self._world.workers
+            if not idle:
+                outcome.standstill = max(outcome.standstill, now - moved)
+            if idle or done != before:
                 before, moved = done, now
-            outcome.standstill = max(outcome.standstill, now - moved)
             self._look_at_group()
             for worker in list(self._world.workers):
                 if worker.is_running():
@@ -390,7 +417,9 @@ class Observer:
             # In this order, since both grow.
             committed = self._world.committed()
             stored = self._world.next_offsets()
-        except (KafkaException, SQLAlchemyError):
+        except (KafkaException, SQLAlchemyError, TimeoutError):
+            return
+        if self._world.ledger_went_back:
             return
         for partition, offset in committed.items():
             if offset > stored.get(partition, offset) and not self._believed:

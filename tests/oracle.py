@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +24,8 @@ BASE = datetime(2026, 1, 1, tzinfo=UTC)
 RECORDINGS = Path(__file__).parent / "recordings"
 
 Row = tuple[str, datetime, int]
+# Partition, key and value.
+Record = tuple[int, bytes, bytes | None]
 
 
 def good(customer: str, when: datetime, rate: int) -> bytes:
@@ -88,7 +91,7 @@ class Oracle:
 
     def make(
         self, count: int, *, bad: float = 0.0, repeated: float = 0.0
-    ) -> Iterator[tuple[int, bytes, bytes | None]]:
+    ) -> Iterator[Record]:
         """Records as partition, key (a different one each) and value.
 
         Arguments:
@@ -99,7 +102,8 @@ class Oracle:
         kinds = list(BAD)
         # A repeated record has to follow the first in the same partition.
         recent: list[list[Row]] = [[] for _ in range(self.partitions)]
-        for number in range(self.records, self.records + count):
+        for _ in range(count):
+            number = self.records
             self.records += 1
             key = b"%d" % number
             partition = number % self.partitions
@@ -122,17 +126,18 @@ class Oracle:
                 yield partition, key, good(*choice.choice(before))
                 continue
             row = (
-                f"customer-{number % 997}",
+                sys.intern(f"customer-{number % 997}"),
                 BASE + timedelta(milliseconds=number),
                 choice.randint(1, 300),
             )
-            self.rows[row[:2]] = row[2]
-            self.keys[key] = row[:2]
+            beat = row[:2]
+            self.rows[beat] = row[2]
+            self.keys[key] = beat
             before.append(row)
             del before[:-500]
             yield partition, key, good(*row)
 
-    def recordings(self) -> Iterator[tuple[int, bytes, bytes | None]]:
+    def recordings(self) -> Iterator[Record]:
         """Records of the real recordings; each customer in one partition."""
         for path in sorted(RECORDINGS.glob("*.csv")):
             with path.open(newline="") as lines:
@@ -150,6 +155,24 @@ class Oracle:
                     self.keys[key] = row
                     partition = zlib.crc32(row[0].encode()) % self.partitions
                     yield partition, key, good(*row, rate)
+
+    def beats(
+        self, rows: Iterable[Row], *, partition: int | None = None
+    ) -> Iterator[Record]:
+        """Records of these beats, none of which was sent before.
+
+        Arguments:
+            partition: Where to; None: each customer in a partition.
+        """
+        for row in rows:
+            key = b"%d" % self.records
+            self.records += 1
+            self.rows[row[:2]] = row[2]
+            self.keys[key] = row[:2]
+            if partition is None:
+                yield zlib.crc32(row[0].encode()) % self.partitions, key, good(*row)
+            else:
+                yield partition, key, good(*row)
 
     def forgive(self, keys: Iterable[bytes]) -> int:
         """Do not expect these records, which nobody could read; how many there were.
@@ -176,9 +199,7 @@ class Oracle:
                 connection = stack.enter_context(database.connect())
             else:
                 connection = database
-            rows = connection.execute(
-                text('SELECT customer_id, "timestamp", heart_rate FROM heartbeats')
-            ).all()
+            compared = self._compare(connection)
             dead = connection.execute(
                 text("SELECT key, reason FROM dead_letters")
             ).all()
@@ -191,40 +212,25 @@ class Oracle:
                 )
             ).one()
         consumed, stored, duplicate, refused, missing, add_up = books
-        found = {(row[0], row[1]): row[2] for row in rows}
         reasons = {bytes(row[0]): row[1] for row in dead}
-        lost = self.rows.keys() - found.keys()
-        extra = found.keys() - self.rows.keys()
-        wrong = [k for k in found.keys() & self.rows if found[k] != self.rows[k]]
         misjudged = Counter(
             (self.refused.get(key), reasons.get(key))
             for key in self.refused.keys() | reasons.keys()
             if self.refused.get(key) != reasons.get(key)
         )
-        doubled = len(rows) - len(found)
         doubled_letters = len(dead) - len(reasons)
         unheard = sum(n for (_, reason), n in misjudged.items() if reason is None)
-        complaints = []
-        if lost:
-            complaints.append(f"{len(lost)} beats are lost, such as {min(lost)}")
-        if extra:
-            complaints.append(
-                f"{len(extra)} rows were never sent, such as {min(extra)}"
-            )
-        if doubled:
-            complaints.append(f"{doubled} rows are doubled")
-        if wrong:
-            complaints.append(f"{len(wrong)} rows have another rate: {min(wrong)}")
+        complaints = list(compared.complaints())
         if doubled_letters:
             complaints.append(f"{doubled_letters} dead letters are doubled")
         if misjudged:
             complaints.append(f"dead letters (expected, found): {dict(misjudged)}")
         if not add_up:
             complaints.append("the books do not add up")
-        if (stored, refused) != (len(rows), len(dead)):
+        if (stored, refused) != (compared.rows, len(dead)):
             complaints.append(
                 f"the books say {stored} stored and {refused} dead, the tables hold "
-                f"{len(rows)} and {len(dead)}"
+                f"{compared.rows} and {len(dead)}"
             )
         if exact:
             expected = self.records, self.repeated
@@ -235,20 +241,64 @@ class Oracle:
                 )
         return Verdict(
             sent=self.records,
-            stored=len(rows),
+            stored=compared.rows,
             duplicate=int(duplicate or 0),
             refused=len(dead),
             missing=int(missing or 0),
-            lost=len(lost) + unheard,
-            doubled=doubled + doubled_letters,
+            lost=len(compared.lost) + unheard,
+            doubled=compared.doubled + doubled_letters,
             complaints=complaints,
         )
+
+    def _compare(self, connection: Connection) -> Compared:
+        """Hold the rows against what has to be there, some at a time: there may be
+        millions."""
+        found = Compared(lost=set(self.rows))
+        rows = connection.execute(
+            text('SELECT customer_id, "timestamp", heart_rate FROM heartbeats'),
+            execution_options={"yield_per": 10_000},
+        )
+        for customer, when, rate in rows:
+            found.rows += 1
+            beat = customer, when
+            expected = self.rows.get(beat)
+            if beat in found.lost:
+                found.lost.remove(beat)
+            elif expected is not None or beat in found.extra:
+                found.doubled += 1
+            else:
+                found.extra.add(beat)
+            if expected is not None and rate != expected:
+                found.wrong.add(beat)
+        return found
 
     def check(self, engine: Engine) -> None:
         """Assert that the tables hold what has to be there, and nothing is missing."""
         verdict = self.judge(engine)
         assert not verdict.complaints, "; ".join(verdict.complaints)
         assert verdict.missing == 0
+
+
+@dataclass(slots=True)
+class Compared:
+    """How the rows of the table differ from what has to be there."""
+
+    lost: set[tuple[str, datetime]]
+    extra: set[tuple[str, datetime]] = field(default_factory=set)
+    wrong: set[tuple[str, datetime]] = field(default_factory=set)
+    rows: int = 0
+    doubled: int = 0
+
+    def complaints(self) -> Iterator[str]:
+        """What is wrong, in words."""
+        if self.lost:
+            yield f"{len(self.lost)} beats are lost, such as {min(self.lost)}"
+        if self.extra:
+            yield f"{len(self.extra)} rows were never sent, such as {min(self.extra)}"
+        if self.doubled:
+            yield f"{self.doubled} rows are doubled"
+        if self.wrong:
+            yield f"{len(self.wrong)} rows have another rate: {min(self.wrong)}"
 
 
 @dataclass(frozen=True, slots=True)

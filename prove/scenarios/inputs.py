@@ -1,1 +1,150 @@
-"""To come."""
+"""Records that are many, big, odd, or packed in every way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+from prove.scenario import scenario
+from prove.world import PARTITIONS, World
+from tests.oracle import BAD, BASE, Record, good
+
+MEGABYTE = 1_000_000
+ODD = (
+    "tab\there", "line\nbreak", "carriage\rreturn", "back\\slash", "\\N", "\\.", "NULL",
+    "'quoted'", '"quoted"', " blanks ", "$$", "%s", "{}", "\x01\x7f", "ab\u0301",
+    "\u202eright to left", "\U0001f493", "\ufeffbom", "x" * 255, "\U0001f493" * 255,
+)  # fmt: skip
+
+
+def flow(world: World) -> None:
+    """Beats of all kinds, before and after what a scenario sends."""
+    feed = world.feed()
+    feed.send_recordings()
+    feed.send(2_000)
+
+
+@scenario("bursts of 50,000 bad records among good ones", quick=True)
+def bad_bursts(world: World) -> None:
+    world.start_worker()
+    flow(world)
+    world.wait_until(lambda: world.lag() == 0, "the first ones are read")
+    feed = world.feed()
+    for number in range(2):
+        feed.send_records(burst(world, 50_000))
+        world.did("burst of 50,000 bad records")
+        # Behind the burst in the same partitions.
+        feed.send_beats(
+            (f"after-burst-{number}", BASE + timedelta(seconds=each), 70)
+            for each in range(100)
+        )
+        wait_for(world, f"after-burst-{number}", 100)
+
+
+def wait_for(world: World, customer: str, beats: int) -> None:
+    """Wait until so many beats of a customer are stored."""
+    count = "SELECT count(*) FROM heartbeats WHERE customer_id = :customer"
+    began = time.monotonic()
+    world.wait_until(
+        lambda: world.scalar(count, customer=customer) == beats,
+        "the good ones behind the burst are stored",
+    )
+    world.note("good ones behind a burst waited", f"{time.monotonic() - began:.1f} s")
+
+
+def burst(world: World, count: int) -> Iterator[Record]:
+    """Bad records of every kind, and a good one in a hundred."""
+    kinds = list(BAD)
+    oracle = world.oracle
+    for number in range(count):
+        if number % 100 == 0:
+            yield from oracle.make(1)
+            continue
+        key = b"%d" % oracle.records
+        oracle.records += 1
+        reason = kinds[number % len(kinds)]
+        oracle.refused[key] = reason
+        yield number % PARTITIONS, key, BAD[reason](number)
+
+
+@scenario("records of 1 MB, beats and junk", quick=True)
+def megabytes(world: World) -> None:
+    world.topic.configure({"max.message.bytes": "2000000"})
+    world.start_worker()
+    flow(world)
+    world.feed().send_records(big(world))
+    world.did("record of 1 MB", 60)
+    flow(world)
+
+
+def big(world: World) -> Iterator[Record]:
+    """Thirty beats with a field of 1 MB that is to be ignored, thirty times junk."""
+    oracle = world.oracle
+    for number in range(60):
+        key = b"%d" % oracle.records
+        oracle.records += 1
+        row = f"big-{number}", BASE + timedelta(seconds=number)
+        if number % 2:
+            oracle.refused[key] = "not_json"
+            value = b"x" * MEGABYTE
+        else:
+            oracle.rows[row] = 70
+            oracle.keys[key] = row
+            beat = json.loads(good(*row, 70))
+            value = json.dumps({**beat, "note": "n" * MEGABYTE}).encode()
+        yield number % PARTITIONS, key, value
+
+
+@scenario("every compression: gzip, snappy, lz4, zstd", quick=True)
+def compressions(world: World) -> None:
+    world.start_worker()
+    for codec in ("none", "gzip", "snappy", "lz4", "zstd"):
+        world.feed(compression=codec).send(5_000)
+        world.did(f"5,000 records with compression {codec}")
+
+
+@scenario("customers with every odd name, told apart to the byte", quick=True)
+def odd_customers(world: World) -> None:
+    world.start_worker()
+    flow(world)
+    feed = world.feed()
+    feed.send_beats(
+        (customer, BASE + timedelta(milliseconds=number), 60 + number % 50)
+        for number in range(50)
+        for customer in ODD
+    )
+    world.did("beat of a customer with an odd name", 50 * len(ODD))
+    flow(world)
+
+
+@scenario("headers with any bytes as names", quick=True)
+def odd_headers(world: World) -> None:
+    world.start_worker()
+    flow(world)
+    for number in range(20):
+        # Kept without a key, so that the oracle needs its own.
+        row = f"header-{number}", BASE + timedelta(seconds=number)
+        world.oracle.rows[row] = 70
+        world.oracle.records += 1
+        world.topic.produce_with_header(
+            good(*row, 70), bytes([0xFF, number]), partition=number % PARTITIONS
+        )
+        world.did("record with a header whose name is not UTF-8")
+    flow(world)
+
+
+@scenario("one partition gets everything, as fast as it goes")
+def one_partition(world: World) -> None:
+    for _ in range(2):
+        world.start_worker()
+    flow(world)
+    world.feed().send_beats(
+        (
+            (f"hot-{number % 997}", BASE + timedelta(milliseconds=number), 70)
+            for number in range(300_000)
+        ),
+        partition=2,
+    )
+    world.did("beat into one of four partitions", 300_000)

@@ -1,18 +1,500 @@
-"""To come."""
+"""What may happen to PostgreSQL, and to the way there."""
 
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import Any
+
+import psycopg2
+
+from prove.backup import Backup
+from prove.disk import SmallDisk
+from prove.feed import Feed
+from prove.proxy import Proxy
 from prove.scenario import scenario
-from prove.world import World
+from prove.world import DATABASE, World
+from tests.oracle import BASE
+from tests.servers import Worker
+
+SESSIONS = "application_name LIKE 'heartbeat_app%'"
+END_SESSIONS = (
+    f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {SESSIONS}"
+)
 
 
-@scenario("x", quick=True)
-def database_stopped(world: World) -> None:
-    world.start_worker()
-    feed = world.feed(rate=2_000)
+def stream(world: World, *, workers: int = 2, rate: float = 2_000) -> Feed:
+    """Start workers and send; returns when the first records are stored."""
+    for _ in range(workers):
+        world.start_worker()
+    feed = world.feed(rate=rate)
     feed.start()
     world.wait_until(world.consumed, "the stream has begun")
-    world.pause(1.0, 3.0)
-    world.postgres.stop()
-    world.pause(4.0, 8.0)
-    world.postgres.start()
-    world.wait_for_more("on")
+    return feed
+
+
+def connect(world: World, database: str = DATABASE, **more: Any) -> Any:
+    """A connection of the scenario's own, every statement a transaction."""
+    connection = psycopg2.connect(
+        host="127.0.0.1",
+        port=world.postgres.port,
+        dbname=database,
+        **{
+            "user": world.postgres.username,
+            "password": world.postgres.password,
+            **more,
+        },
+    )
+    connection.autocommit = True
+    return connection
+
+
+def execute(world: World, *statements: str, **connecting: Any) -> None:
+    """Run statements, each in a transaction of its own."""
+    connection = connect(world, **connecting)
+    try:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+    finally:
+        connection.close()
+
+
+@contextmanager
+def holding(world: World, *statements: str, **connecting: Any) -> Iterator[Any]:
+    """Another session's transaction, open with what these statements have locked."""
+    connection = connect(world, **connecting)
+    connection.autocommit = False
+    try:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+        yield connection
+    finally:
+        connection.close()
+
+
+def require_logged(world: World, words: str) -> None:
+    """Complain unless a worker has met the fault: else nothing was proved."""
+    world.require(
+        any(words in worker.log() for worker in world.workers),
+        f"no worker's log says {words!r}",
+    )
+
+
+def require_no_restart(world: World) -> None:
+    """Complain if a worker could not go on by itself."""
+    for worker in world.workers:
+        world.require(worker.is_running(), f"{worker.log_path.name}: it ended")
+    again = "worker started again by its supervisor"
+    world.require(again not in world.outcome.did, "a worker had to be started again")
+
+
+# The server comes and goes
+
+
+@scenario("the server stopped and started, again and again", quick=True)
+def database_stopped(world: World) -> None:
+    feed = stream(world)
+    for _ in range(2):
+        world.pause(1.0, 3.0)
+        world.postgres.stop()
+        world.did("PostgreSQL stopped, and started after 1 to 8 s")
+        world.pause(1.0, 8.0)
+        world.postgres.start()
+        world.wait_for_more("it goes on")
     feed.stop()
+    require_no_restart(world)
+
+
+@scenario("kill -9 of the server while a batch is in its transaction", quick=True)
+def database_killed(world: World) -> None:
+    feed = stream(world, rate=4_000)
+    for _ in range(3):
+        world.pause(0.5, 2.0)
+        world.wait_until(lambda: in_transaction(world), "a batch is in its transaction")
+        world.postgres.kill()
+        world.did("kill -9 of PostgreSQL in mid-transaction")
+        world.pause(0.0, 2.0)
+        world.postgres.start()
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_no_restart(world)
+
+
+def in_transaction(world: World) -> bool:
+    """Whether a session of a worker's writer is in a transaction that wrote."""
+    return bool(
+        world.scalar(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'heartbeat_app writer'"
+            " AND backend_xid IS NOT NULL"
+        )
+    )
+
+
+@scenario("all sessions of the workers terminated every second", quick=True)
+def sessions_terminated(world: World) -> None:
+    feed = stream(world)
+    for _ in range(12):
+        world.pause(1.0, 1.0)
+        execute(world, END_SESSIONS)
+        world.did("all sessions of the workers terminated")
+    world.wait_for_more("it goes on")
+    feed.stop()
+    require_no_restart(world)
+
+
+@scenario("the server frozen (SIGSTOP) for 100 s: it neither answers nor closes")
+def database_frozen(world: World) -> None:
+    feed = stream(world, rate=500)
+    world.postgres.pause()
+    world.did("SIGSTOP of PostgreSQL for 100 s")
+    require_not_ready(world, within_seconds=60.0, since=time.monotonic())
+    world.pause(40.0, 40.0)
+    world.postgres.resume()
+    world.wait_for_more("it goes on")
+    feed.stop()
+
+
+def require_not_ready(world: World, *, within_seconds: float, since: float) -> None:
+    """Complain unless all workers say in time that they are not ready."""
+
+    def not_ready() -> bool:
+        return all(
+            worker.get("/health/ready", seconds=2)[0] == 503 for worker in world.workers
+        )
+
+    world.wait_until(not_ready, "/health/ready turns", seconds=within_seconds)
+    world.note("/health/ready turns after", f"{time.monotonic() - since:.0f} s")
+
+
+# Sessions that hold something
+
+
+@scenario(
+    "a worker frozen inside COPY while another takes its partitions over, and thawed",
+    quick=True,
+)
+def frozen_inside_copy(world: World) -> None:
+    # So slow a way that a COPY is on it for a while, with little of it in buffers.
+    with Proxy(world.postgres.port, bytes_a_second=200_000) as proxy:
+        world.at_end(proxy.close)
+        first = world.start_worker(POSTGRESQL_PORT=str(proxy.port))
+        feed = world.feed(rate=4_000)
+        feed.start()
+        world.wait_until(world.consumed, "the stream has begun")
+        freeze_inside_copy(world, first, proxy)
+        world.did("SIGSTOP of a worker inside COPY")
+        before = world.next_offsets()
+        second = world.start_worker()
+
+        def taken_over() -> bool:
+            return all(o > before[p] for p, o in world.next_offsets().items())
+
+        frozen = time.monotonic()
+        world.wait_until(taken_over, "the other worker reads all partitions")
+        world.note(
+            "all partitions read by the other worker after",
+            f"{time.monotonic() - frozen:.0f} s",
+        )
+        require_logged(world, "which held the ledger of this partition")
+        first.resume()
+        world.did("SIGCONT, another worker having its partitions")
+        world.pause(2.0, 4.0)
+        world.stop_worker(first)
+        world.workers.remove(first)
+        world.wait_for_more("it goes on")
+    world.require(second.is_running(), "the other worker ended")
+    feed.stop()
+
+
+def freeze_inside_copy(world: World, worker: Worker, proxy: Proxy) -> None:
+    """SIGSTOP while PostgreSQL waits for the rest of a COPY of that worker's."""
+    inside = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'COPY heartbeats%'"
+        " AND state = 'active' AND wait_event = 'ClientRead'"
+        " AND client_port = ANY(:ports)"
+    )
+    for _ in range(200):
+        worker.pause()
+        # What is on its way arrives meanwhile; what is not yet sent does not.
+        world.pause(0.5, 0.5)
+        if world.scalar(inside, ports=proxy.ports()):
+            return
+        worker.resume()
+        world.pause(0.0, 0.3)
+    raise AssertionError("the worker was never frozen inside COPY")
+
+
+@scenario("rows of the ledger locked for 60 s by a session that cannot be ended")
+def ledger_locked(world: World) -> None:
+    feed = stream(world)
+    execute(
+        world,
+        "CREATE ROLE somebody LOGIN PASSWORD 'secret'",
+        "GRANT SELECT, UPDATE ON partition_ledger TO somebody",
+    )
+    # Workers end sessions of their own role only.
+    lock = "SELECT FROM partition_ledger WHERE partition = 0 FOR UPDATE"
+    with holding(world, lock, user="somebody", password="secret"):
+        world.did("a row of the ledger locked by another role for 60 s")
+        before = world.next_offsets()
+        world.pause(60.0, 60.0)
+        after = world.next_offsets()
+        world.require(after[0] == before[0], "the lock did not hold")
+        others = [p for p in after if p and after[p] <= before[p]]
+        world.require(not others, f"partitions {others} stood still with it")
+    world.wait_until(
+        lambda: world.next_offsets()[0] > after[0], "the partition goes on"
+    )
+    with holding(world, "SELECT FROM partition_ledger FOR UPDATE"):
+        world.did("the ledger locked by a session of the workers' role")
+        world.wait_for_more("the session was ended")
+    require_logged(world, "which held the ledger of this partition")
+    feed.stop()
+    require_no_restart(world)
+
+
+@scenario("the table locked (ACCESS EXCLUSIVE) by another session for 100 s")
+def table_locked(world: World) -> None:
+    feed = stream(world, rate=500)
+    with holding(world, "LOCK TABLE heartbeats IN ACCESS EXCLUSIVE MODE"):
+        world.did("heartbeats locked for 100 s")
+        world.pause(100.0, 100.0)
+    world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "LockNotAvailable")
+    require_no_restart(world)
+
+
+@scenario("statements that never return: every insert sleeps for an hour")
+def statement_never_returns(world: World) -> None:
+    feed = stream(world, rate=500)
+    execute(
+        world,
+        "CREATE TABLE stuck ()",
+        "CREATE FUNCTION stick() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " IF EXISTS (SELECT FROM stuck) THEN PERFORM pg_sleep(3600); END IF;"
+        " RETURN NEW; END $$",
+        "CREATE TRIGGER stick BEFORE INSERT ON heartbeats"
+        " FOR EACH ROW EXECUTE FUNCTION stick()",
+        "INSERT INTO stuck DEFAULT VALUES",
+    )
+    world.did("inserts that sleep for an hour, for 90 s")
+    world.pause(90.0, 90.0)
+    execute(world, "DELETE FROM stuck")
+    world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "QueryCanceled")
+    require_no_restart(world)
+
+
+@scenario("connections that fall silent without closing")
+def connection_silent(world: World) -> None:
+    with Proxy(world.postgres.port) as proxy:
+        worker = world.start_worker(POSTGRESQL_PORT=str(proxy.port))
+        feed = world.feed(rate=1_000)
+        feed.start()
+        world.wait_until(world.consumed, "the stream has begun")
+        for seconds in (0.0, 20.0):
+            world.pause(1.0, 2.0)
+            began = time.monotonic()
+            proxy.silence()
+            world.did("all connections silent, without being closed")
+            world.pause(seconds, seconds)
+            proxy.speak()
+            require_not_ready(world, within_seconds=60.0, since=began)
+            world.wait_for_more("it goes on")
+            world.note(
+                f"silent for {seconds:.0f} s, then for new ones no more",
+                f"goes on after {time.monotonic() - began:.0f} s",
+            )
+        feed.stop()
+        world.wait_until(lambda: world.lag() == 0, "all is read")
+        require_no_restart(world)
+        world.stop_worker(worker)
+
+
+# What PostgreSQL refuses
+
+
+@scenario("every statement read-only for a while, sessions staying open", quick=True)
+def read_only(world: World) -> None:
+    feed = stream(world)
+    setting = f"ALTER DATABASE {DATABASE} SET default_transaction_read_only"
+    admin: dict[str, Any] = {"database": "postgres"}
+    for _ in range(2):
+        world.pause(1.0, 3.0)
+        execute(world, f"{setting} = on", END_SESSIONS, **admin)
+        world.did("read-only for 5 to 8 s")
+        world.pause(5.0, 8.0)
+        execute(world, f"{setting} = off", **admin)
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "ReadOnlySqlTransaction")
+    require_no_restart(world)
+
+
+@scenario("the disk of the tables full, and freed again", quick=True)
+def disk_full(world: World) -> None:
+    disk = SmallDisk(world, megabytes=192)
+    execute(
+        world,
+        f"CREATE TABLESPACE small LOCATION '{disk.path}'",
+        f"ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS false",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        f" WHERE datname = '{DATABASE}'",
+        f"ALTER DATABASE {DATABASE} SET TABLESPACE small",
+        f"ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS true",
+        database="postgres",
+    )
+    feed = stream(world, rate=4_000)
+    for _ in range(2):
+        world.pause(1.0, 2.0)
+        disk.fill()
+        world.did("the disk of the tables full for 5 to 8 s")
+        world.wait_until(lambda: stands_still(world), "the disk is full")
+        world.pause(5.0, 8.0)
+        disk.free()
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "DiskFull")
+    require_no_restart(world)
+
+
+def stands_still(world: World) -> bool:
+    """Whether nothing was stored for two seconds."""
+    before = world.consumed()
+    world.pause(2.0, 2.0)
+    return world.consumed() == before
+
+
+@scenario("the disk of the write-ahead log full: the server ends, and is started again")
+def wal_disk_full(world: World) -> None:
+    disk = SmallDisk(world, megabytes=128)
+    world.postgres.stop()
+    disk.move_here(world.postgres.home / "data" / "pg_wal")
+    world.postgres.start()
+    feed = stream(world, rate=4_000)
+    for _ in range(2):
+        world.pause(1.0, 2.0)
+        disk.fill()
+        world.wait_until(lambda: not world.postgres.is_running(), "the server ends")
+        world.did("the disk of the write-ahead log full, until the server ended")
+        world.pause(2.0, 4.0)
+        disk.free()
+        world.postgres.start()
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_no_restart(world)
+
+
+@scenario("all connections taken by others for a while", quick=True)
+def too_many_connections(world: World) -> None:
+    world.postgres.stop()
+    world.postgres.config["max_connections"] = "24"
+    world.postgres.start()
+    feed = stream(world)
+    for _ in range(2):
+        world.pause(1.0, 2.0)
+        with ExitStack() as taken:
+            deadline = time.monotonic() + world.choice.uniform(8.0, 12.0)
+            while time.monotonic() < deadline:
+                try:
+                    connection = connect(world, "postgres")
+                except psycopg2.OperationalError:
+                    time.sleep(0.05)
+                    continue
+                taken.callback(connection.close)
+                with connection.cursor() as cursor:
+                    cursor.execute(END_SESSIONS)
+            world.did("all connections taken by others for 8 to 12 s")
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "too many clients")
+    require_no_restart(world)
+
+
+# Another state under the workers' feet
+
+
+@scenario("restored from an older backup while the workers run", quick=True)
+def restored_from_a_backup(world: World) -> None:
+    feed = stream(world)
+    world.ledger_went_back = True
+    for _ in range(2):
+        world.pause(1.0, 2.0)
+        backup = Backup(world)
+        world.wait_for_more("more than is in the backup")
+        world.pause(1.0, 3.0)
+        backup.restore()
+        world.did("restored from an older backup")
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "Reading again from the ledger's offset")
+
+
+@scenario(
+    "the id sequence set back, to ids that are taken at the same instant", quick=True
+)
+def sequence_set_back(world: World) -> None:
+    feed = stream(world)
+    for number in range(3):
+        world.pause(1.0, 2.0)
+        feed.stop()
+        world.wait_until(lambda: world.lag() == 0, "all is read")
+        # An id and its instant are a key, too: only beats of one instant can clash.
+        instant = BASE - timedelta(days=1, seconds=number)
+        crowd = [(f"first-{each}", instant, 60) for each in range(6)]
+        feed.send_beats(crowd, partition=0)
+        world.wait_until(lambda: world.lag() == 0, "the crowd is stored")
+        lowest = world.scalar(
+            'SELECT min(id) FROM heartbeats WHERE "timestamp" = :instant',
+            instant=instant,
+        )
+        execute(world, f"SELECT setval('heartbeats_id_seq', {lowest}, false)")
+        world.did("the id sequence set back to ids that are taken")
+        others = [(f"second-{each}", instant, 61) for each in range(6)]
+        feed.send_beats(others, partition=0)
+        feed.start()
+    world.wait_for_more("it goes on")
+    execute(world, "SELECT setval('heartbeats_id_seq', 1, false)")
+    world.did("the id sequence set back to 1")
+    world.wait_for_more("it goes on")
+    feed.stop()
+    require_no_restart(world)
+
+
+@scenario(
+    "migrations while beats flow: Alembic, columns, indexes, a table locked", quick=True
+)
+def migrated_meanwhile(world: World) -> None:
+    feed = stream(world)
+    world.run_alembic("upgrade", "head")
+    world.run_alembic("stamp", "head")
+    world.did("alembic upgrade and stamp")
+    for statement in (
+        "ALTER TABLE heartbeats ADD COLUMN more INTEGER DEFAULT 7",
+        "ALTER TABLE partition_ledger ADD COLUMN more TEXT",
+        "CREATE INDEX more ON heartbeats (heart_rate)",
+    ):
+        with holding(world, statement) as migration:
+            world.pause(1.0, 7.0)
+            migration.commit()
+        world.did("a column or an index added, in a transaction of up to 7 s")
+        world.pause(0.0, 1.0)
+    execute(
+        world,
+        "ALTER TABLE heartbeats ALTER COLUMN more SET NOT NULL",
+        "ALTER TABLE heartbeats ALTER COLUMN more DROP DEFAULT",
+    )
+    world.did("a column that no insert fills, for 2 to 4 s")
+    world.pause(2.0, 4.0)
+    execute(world, "ALTER TABLE heartbeats DROP COLUMN more")
+    world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "NotNullViolation")
+    require_no_restart(world)

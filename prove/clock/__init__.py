@@ -1,0 +1,1 @@
+"""A clock for workers that can be moved."""

@@ -1,0 +1,1 @@
+"""Makes parts of a worker stand still, from inside of its process."""
