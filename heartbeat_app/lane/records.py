@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 from aiokafka.consumer import fetcher
-from aiokafka.errors import CorruptRecordException
+from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import MemoryRecords
 
@@ -47,7 +47,7 @@ def unpack(fetched: Any, limit: int) -> list[Record]:
             raise CorruptRecordException(f"Invalid CRC - {fetched._tp}")
         if batch.producer_id is not None:
             fetched._consume_aborted_up_to(batch.base_offset)
-            if batch.is_control_batch and fetched._contains_abort_marker(batch):
+            if batch.is_control_batch and _is_abort(fetched, batch):
                 fetched._aborted_producers.discard(batch.producer_id)
         aborted = (
             batch.is_transactional and batch.producer_id in fetched._aborted_producers
@@ -61,6 +61,17 @@ def unpack(fetched: Any, limit: int) -> list[Record]:
         # Not the last record's: compaction may have taken that.
         fetched.next_fetch_offset = max(batch.next_offset, fetched.next_fetch_offset)
     return records
+
+
+def _is_abort(fetched: Any, batch: Any) -> bool:
+    try:
+        return bool(fetched._contains_abort_marker(batch))
+    except KafkaError as error:
+        if type(error) is not KafkaError:  # it is corrupt
+            raise
+        # Compaction keeps the last batch of a producer, but not the marker in it, nor
+        # the records that it was about. aiokafka raises, and would for ever.
+        return False
 
 
 class FetchedRecords:
