@@ -6,14 +6,11 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg2
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
@@ -223,77 +220,6 @@ def test_the_database_itself_refuses_books_that_are_off(
 
 
 # Every byte of a beat
-
-
-@pytest.fixture(scope="module")
-def shared(servers: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A database for all examples of a property."""
-    from pathlib import Path
-
-    from heartbeat_app.config import load_settings
-    from heartbeat_app.storage.engine import make_engine
-    from tests.servers import TEMPLATE
-
-    servers.make_database("bytes", TEMPLATE)
-    settings = load_settings(servers.environ("bytes", "bytes"), Path("/nonexistent"))
-    # The owner's, who may empty the tables between two examples.
-    engine = make_engine(settings.owner, application_name="bytes", pool_size=2)
-    yield engine
-    engine.dispose()
-    servers.drop_database("bytes")
-
-
-CUSTOMER_IDS = (
-    st.text(
-        st.characters(exclude_categories=["Cs"], exclude_characters="\x00"),
-        min_size=1,
-        max_size=30,
-    )
-    | st.text(st.sampled_from("\\\t\n\r .N\x01\x7f\u2028é😀"), min_size=1, max_size=9)
-    | st.sampled_from(
-        [
-            " ", "  a  ", "\t", "\n", "\r\n", "\\", "\\N", "\\.", "\\n", "NULL", "null",
-            "\x01", "\x08\x0b\x0c", "\x7f", "\x85", "\ufeff", "\uffff", "\U0010ffff",
-            "é", "e\u0301", "😀" * 255, "\\" * 255, "\n" * 255, "'", '"', "{}", "%s",
-        ]
-    )
-)  # fmt: skip
-ZONES = st.builds(
-    lambda minutes: timezone(timedelta(minutes=minutes)), st.integers(-1439, 1439)
-)
-INSTANTS = st.datetimes(
-    min_value=datetime(2025, 12, 31, 12),
-    max_value=datetime(2026, 1, 1, 12),
-    timezones=ZONES | st.just(UTC),
-)
-
-
-@hypothesis_settings(
-    max_examples=60,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(
-    st.lists(
-        st.builds(Heartbeat, CUSTOMER_IDS, INSTANTS, st.integers(1, 300)),
-        max_size=20,
-        unique_by=lambda each: (each.customer_id, each.timestamp),
-    ),
-    st.booleans(),
-)
-def test_an_accepted_beat_is_kept_byte_for_byte(
-    shared: Engine, found: list[Heartbeat], staged: bool
-) -> None:
-    kept = Kept(shared)
-    kept.do(
-        "TRUNCATE heartbeats, partition_ledger, dead_letters",
-    )
-    PostgresLedger(shared).open(TOPIC, TOPIC_ID, {0: 0})
-    # With one twice they go through the staging table.
-    twice = found[:1] if staged else []
-    written = Writer(shared).write(batch_of([*found, *twice]))
-    assert what(written) == (len(found), len(twice), 0)
-    assert kept.beats() == rows_of(found)
 
 
 def test_the_environments_encoding_changes_nothing(
