@@ -69,6 +69,7 @@ async def store(batch: Batch) -> None:
     try:
         written = await asyncio.shield(asyncio.wrap_future(writing))
     except LedgerWentBackError as error:
+        app.metrics.count_retry(error)
         raise Rewind(str(error)) from error
     except asyncio.CancelledError:
         if not writing.cancel():  # it has begun
@@ -79,6 +80,10 @@ async def store(batch: Batch) -> None:
             log.warning("%s: broken off, to be read again after the start", batch)
             app.writer.uses.break_off()
         raise
+    except Exception as error:
+        app.metrics.count_retry(error)
+        raise
+    app.metrics.count(batch.topic, batch.partition, written)
     report(batch, written)
 
 

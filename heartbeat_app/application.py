@@ -29,6 +29,7 @@ from heartbeat_app.access import Access
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
+from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer
@@ -131,6 +132,11 @@ class HeartbeatApp(LaneApp):
     def watchdog(self) -> Watchdog:
         """What the health pages ask."""
         return Watchdog(self, loop=self.loop, beacon=self.beacon)
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """What Prometheus asks for."""
+        return Metrics(lambda: self.watchdog.health)
 
     @cached_property
     def admin(self) -> Admin:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import KafkaException
@@ -20,6 +20,7 @@ from heartbeat_app.storage import errors
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
 from heartbeat_app.storage.reads import probe
+from heartbeat_app.waiting import Waiting
 
 LOOK_SECONDS = 1.0
 BOOKS_SECONDS = 15.0
@@ -39,11 +40,25 @@ REBALANCE_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
+class Lag:
+    """How far a partition is behind: records, and since when the oldest waits."""
+
+    records: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
-    """Whether the worker is ready, why not, and how far it is behind."""
+    """Whether the worker is ready, why not, and how far it is behind.
+
+    Attributes:
+        lag: Records in all; None: nobody knows, Kafka does not answer.
+        lags: The same by assigned partition; empty where nobody knows.
+    """
 
     reasons: tuple[str, ...]
     lag: int | None
+    lags: Mapping[TP, Lag] = field(default_factory=dict)
 
     @property
     def ready(self) -> bool:
@@ -79,6 +94,7 @@ class Watchdog(Service):
         self._problems: list[str] = []
         self._seen: dict[TP, Seen] = {}
         self._beats = 0  # of the event loop
+        self._waiting: dict[TP, Waiting] = {}
         super().__init__(**kwargs)
 
     async def on_start(self) -> None:
@@ -139,8 +155,23 @@ class Watchdog(Service):
         lags = await self._look_at_kafka(reasons)
         stalled = self._look_at_progress(reasons, lags, database)
         lag = None if lags is None else sum(lags.values())
-        self.health = Health(tuple(reasons), lag)
+        self.health = Health(tuple(reasons), lag, self._how_far_behind(lags or {}))
         return stalled
+
+    def _how_far_behind(self, lags: Mapping[TP, int]) -> dict[TP, Lag]:
+        found = {}
+        if lags:  # else Kafka does not answer: it is still waited for
+            self._waiting = {tp: self._waiting.get(tp) or Waiting() for tp in lags}
+        for tp, records in lags.items():
+            partition = self.app.lane.partitions.get(tp)
+            if partition is None:  # taken away just now
+                continue
+            done = partition.done
+            seconds = self._waiting[tp].look(
+                self._clock(), done=done, end=done + records
+            )
+            found[tp] = Lag(records, seconds)
+        return found
 
     async def _look_at_database(self, reasons: list[str]) -> bool:
         try:

@@ -26,6 +26,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
+from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, create_engine, text
 
 from heartbeat_app.config import Settings, load_settings
@@ -427,6 +428,21 @@ class Worker:
             return error.code, json.load(error)
         except (urllib.error.URLError, OSError):
             return 0, None
+
+    def metrics(self, **headers: str) -> dict[tuple[str, ...], float]:
+        """Its metrics: by name and the labels' values, in the order of their names."""
+        url = f"http://127.0.0.1:{self.environ['WEB_PORT']}/metrics"
+        request = urllib.request.Request(url, headers=headers)
+        parse: Any = text_string_to_metric_families
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            families = parse(answer.read().decode())
+        return {
+            (sample.name, *(value for _, value in sorted(sample.labels.items()))): (
+                sample.value
+            )
+            for family in families
+            for sample in family.samples
+        }
 
 
 class Crowd:

@@ -17,8 +17,8 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -64,6 +64,11 @@ class Written:
     """What a batch was; all zero where it had been stored before.
 
     consumed = stored + duplicate + dead.
+
+    Attributes:
+        seconds: What the transaction took, its commit included.
+        reasons: How many became dead letters for which reason; their sum is `dead`.
+        delays: Of the beats that were stored.
     """
 
     consumed: int = 0
@@ -71,7 +76,9 @@ class Written:
     duplicate: int = 0
     dead: int = 0
     missing: int = 0
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
+    reasons: Mapping[Reason, int] = field(default_factory=dict)
+    delays: ingest.Delays | None = None
 
 
 class Writer:
@@ -107,16 +114,18 @@ class Writer:
         """
         try:
             batch = self._make_days(batch)
+            began = time.perf_counter()
             with self._engine.begin() as connection:
                 raw: Any = connection.connection.dbapi_connection
                 try:
-                    return self._write(connection, batch)
+                    written = self._write(connection, batch)
                 except psycopg2.Error as error:
                     # SQLAlchemy knows nothing of COPY's errors. On a connection that
                     # is gone its rollback would fail and hide this one.
                     if raw.closed:
                         connection.invalidate(error)
                     raise
+            return replace(written, seconds=time.perf_counter() - began)
         except LedgerWentBackError:
             raise
         except Exception as error:
@@ -191,13 +200,14 @@ class Writer:
             "duplicate": inserted.duplicate,
             "dead": len(refused),
         }
+        delays = ingest.Delays.of(inserted.stored, now)
         ingest.record(
             connection,
             batch.topic_id,
             batch.partition,
             now,
             counts=counts,
-            delays=ingest.Delays.of(inserted.stored, now),
+            delays=delays,
             write_seconds=time.perf_counter() - began,
         )
         holes = batch.position - batch.asked - records
@@ -214,7 +224,10 @@ class Writer:
             },
         )
         return Written(
-            **counts, missing=batch.missing, seconds=time.perf_counter() - began
+            **counts,
+            missing=batch.missing,
+            reasons=Counter(each.refusal.reason for each in refused),
+            delays=delays,
         )
 
     def _lock(self, connection: Connection, batch: Batch) -> int | None:

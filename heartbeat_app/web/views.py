@@ -37,6 +37,17 @@ class Ready(View):
         )
 
 
+@app.page("/metrics", name="metrics")
+class Metrics(View):
+    """What this worker did, for Prometheus."""
+
+    async def get(self, request: Request) -> Response:
+        """Answer from memory, so that a scrape never waits for anybody."""
+        accept = request.headers.get("Accept", "")
+        body, content_type = app.metrics.expose(accept)
+        return self.bytes(body, headers={"Content-Type": content_type})
+
+
 @app.page("/stats/", name="stats")
 class Stats(View):
     """What came in: the books by partition, rate, delay, refusals by reason."""

@@ -158,6 +158,58 @@ def test_a_partition_that_is_blocked_does_not_hold_up_the_others(
     worker.wait_until(lambda: count(engine) == 20, "all is stored")
 
 
+def test_prometheus_gets_what_the_batches_were(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    topic.make(partitions=1)
+    worker = make_worker(RETENTION_DAYS="3650", WEB_TOKEN="the-token-of-this-test")
+    worker.start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+
+    def metric(*key: str) -> float:
+        return worker.metrics(Authorization="Bearer the-token-of-this-test").get(key, 0)
+
+    where = ("0", topic.name)
+    assert metric("heartbeat_app_lag_records", *where) == 0
+    oracle = Oracle(seed=1, partitions=1)
+    with engine.connect() as blocking:
+        blocking.execute(text("SELECT 1 FROM partition_ledger FOR UPDATE"))
+        topic.produce(values(oracle, 3_000, bad=0.01))
+        worker.wait_until(
+            lambda: metric("heartbeat_app_lag_records", *where) == 3_000, "the lag"
+        )
+        worker.wait_until(
+            lambda: metric("heartbeat_app_lag_seconds", *where) > 2, "they wait"
+        )
+        # A lock that is not free in time; after that it ends the session.
+        worker.wait_until(
+            lambda: metric("heartbeat_app_retries_total", "55") > 0, "it tries again"
+        )
+        blocking.rollback()
+    worker.wait_until(lambda: count(engine) == len(oracle.rows), "the beats are stored")
+    worker.wait_until(
+        lambda: metric("heartbeat_app_lag_records", *where) == 0, "it has caught up"
+    )
+    assert metric("heartbeat_app_lag_seconds", *where) == 0
+    assert metric("heartbeat_app_ready") == 1
+    consumed, stored, duplicate = (
+        metric(f"heartbeat_app_{each}_total", *where)
+        for each in ("records_consumed", "beats_stored", "beats_duplicate")
+    )
+    assert (consumed, stored) == (3_000, len(oracle.rows))
+    found = worker.metrics(Authorization="Bearer the-token-of-this-test")
+    dead = {k[2]: v for k, v in found.items() if k[0].endswith("records_dead_total")}
+    assert (
+        dead
+        == worker.get("/stats/", Authorization="Bearer the-token-of-this-test")[1][
+            "refused"
+        ]
+    )
+    assert consumed == stored + duplicate + sum(dead.values())
+    assert found["heartbeat_app_delay_seconds_count",] == stored
+    assert found["heartbeat_app_batch_records_sum",] == 3_000
+
+
 def waiting_for_a_lock(engine: Engine) -> bool:
     with engine.connect() as connection:
         return bool(

@@ -20,8 +20,9 @@ LAYERS = (
     ("exceptions",),
     ("config",),
     ("models", "validation", "batches"),
-    ("lane", "storage", "kafka", "embedded"),
+    ("lane", "storage", "kafka", "embedded", "waiting"),
     ("topics", "recordings", "synthetic", "audit", "watchdog", "access"),
+    ("metrics",),
     ("application",),
 )
 EDGE = len(LAYERS)

@@ -1,0 +1,205 @@
+"""What Prometheus asks for: counted a batch at a time, never a beat at a time.
+
+docs/metrics.md lists every metric; a test compares it with this module.
+"""
+
+from __future__ import annotations
+
+import platform
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import accumulate
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from heartbeat_app.storage import errors
+from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
+from heartbeat_app.storage.writer import Written
+from heartbeat_app.watchdog import Health
+
+# Powers of ten and their halves, from a quiet second to the most that a chunk holds.
+BATCH_BOUNDS_RECORDS = (1, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000)
+# From a small batch on a fast disk to the statements' time-out.
+TRANSACTION_BOUNDS_SECONDS = (
+    0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0,
+)  # fmt: skip
+
+PARTITION = ("topic", "partition")
+
+# Each counter would have a twin with the instant that it began at; the process's
+# start time tells the same.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """The worker's metrics.
+
+    Arguments:
+        health: What the watchdog saw last.
+    """
+
+    def __init__(self, health: Callable[[], Health]) -> None:
+        self.registry = CollectorRegistry()
+        self._consumed = self._counter(
+            "heartbeat_app_records_consumed",
+            "Records of Kafka that were dealt with: stored, duplicate or dead.",
+            PARTITION,
+        )
+        self._stored = self._counter(
+            "heartbeat_app_beats_stored", "Beats that became new rows.", PARTITION
+        )
+        self._duplicate = self._counter(
+            "heartbeat_app_beats_duplicate",
+            "Beats that were stored before.",
+            PARTITION,
+        )
+        self._dead = self._counter(
+            "heartbeat_app_records_dead",
+            "Records that became dead letters, by reason.",
+            (*PARTITION, "reason"),
+        )
+        self._missing = self._counter(
+            "heartbeat_app_records_missing",
+            "Records that fell out of Kafka's log before they were read.",
+            PARTITION,
+        )
+        self._retries = self._counter(
+            "heartbeat_app_retries",
+            "Attempts to store a batch that failed and were made again, by cause: "
+            "the class of the SQLSTATE, or the type of the error.",
+            ("cause",),
+        )
+        self._batch = Histogram(
+            "heartbeat_app_batch_records",
+            "Records of a batch.",
+            buckets=BATCH_BOUNDS_RECORDS,
+            registry=self.registry,
+        )
+        self._transaction = Histogram(
+            "heartbeat_app_transaction_seconds",
+            "What a batch's transaction took, its commit included.",
+            buckets=TRANSACTION_BOUNDS_SECONDS,
+            registry=self.registry,
+        )
+        self._delays = DelayCollector()
+        self.registry.register(self._delays)
+        self.registry.register(HealthCollector(health))
+        ProcessCollector(registry=self.registry)
+        Info(
+            "heartbeat_app_build",
+            "What runs here.",
+            registry=self.registry,
+        ).info(
+            {
+                "version": version("heartbeat_app"),
+                "python_version": platform.python_version(),
+                "faust_version": version("faust-streaming"),
+            }
+        )
+
+    def _counter(self, name: str, help: str, labels: Sequence[str]) -> Counter:
+        return Counter(name, help, labels, registry=self.registry)
+
+    def count(self, topic: str, partition: int, written: Written) -> None:
+        """Count a batch that is in the database; in any thread."""
+        if not written.consumed and not written.missing:
+            return  # stored before, or nothing but holes
+        where = topic, str(partition)
+        self._consumed.labels(*where).inc(written.consumed)
+        self._stored.labels(*where).inc(written.stored)
+        self._duplicate.labels(*where).inc(written.duplicate)
+        self._missing.labels(*where).inc(written.missing)
+        for reason, count in written.reasons.items():
+            self._dead.labels(*where, reason.value).inc(count)
+        self._batch.observe(written.consumed)
+        self._transaction.observe(written.seconds)
+        if written.delays is not None:
+            self._delays.add(written.delays.histogram, written.delays.total)
+
+    def count_retry(self, error: Exception) -> None:
+        """Count an attempt that failed and will be made again."""
+        self._retries.labels(cause_of(error)).inc()
+
+    def expose(self, accept: str) -> tuple[bytes, str]:
+        """All metrics, in the format that the Accept header asks for, and its name."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
+
+def cause_of(error: Exception) -> str:
+    """Few values, whatever happens: `57`, `OperationalError`, …"""
+    state = errors.sqlstate(error)
+    return state[:2] if state else type(errors.original(error)).__name__
+
+
+class DelayCollector(Collector):
+    """From a beat's timestamp to its row; takes over each batch's own histogram."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(DELAY_BOUNDS_SECONDS) + 1)
+        self._sum = 0.0
+
+    def add(self, histogram: Sequence[int], total: float) -> None:
+        """Add a histogram with the bounds DELAY_BOUNDS_SECONDS, and its sum."""
+        with self._lock:
+            self._counts = [a + b for a, b in zip(self._counts, histogram, strict=True)]
+            self._sum += total
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """Make the metric; its buckets are cumulative."""
+        with self._lock:
+            counts, total = self._counts, self._sum
+        bounds = [*(str(bound) for bound in DELAY_BOUNDS_SECONDS), "+Inf"]
+        yield HistogramMetricFamily(
+            "heartbeat_app_delay_seconds",
+            "From a beat's timestamp to its row, of new rows; 0 where the timestamp "
+            "lies in the future.",
+            buckets=list(zip(bounds, accumulate(counts), strict=True)),
+            sum_value=total,
+        )
+
+
+class HealthCollector(Collector):
+    """What the watchdog saw at its last look, a second ago at most."""
+
+    def __init__(self, health: Callable[[], Health]) -> None:
+        self._health = health
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Make the metrics; of partitions that this worker has now, and only those."""
+        health = self._health()
+        yield GaugeMetricFamily(
+            "heartbeat_app_ready",
+            "1 when the worker is ready, 0 when not; /health/ready says why.",
+            value=float(health.ready),
+        )
+        records = GaugeMetricFamily(
+            "heartbeat_app_lag_records",
+            "Records of the worker's partitions that Kafka has and that are not "
+            "stored yet.",
+            labels=PARTITION,
+        )
+        seconds = GaugeMetricFamily(
+            "heartbeat_app_lag_seconds",
+            "For how long the oldest of those records has waited, as far as this "
+            "worker saw it.",
+            labels=PARTITION,
+        )
+        for tp, lag in health.lags.items():
+            where = [tp.topic, str(tp.partition)]
+            records.add_metric(where, lag.records)
+            seconds.add_metric(where, lag.seconds)
+        yield records
+        yield seconds

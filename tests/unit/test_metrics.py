@@ -1,0 +1,185 @@
+"""The metrics are what the batches were, and docs/metrics.md names them all."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import psycopg2
+import pytest
+from faust.types import TP
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from sqlalchemy.exc import OperationalError
+
+from heartbeat_app.exceptions import LedgerWentBackError
+from heartbeat_app.metrics import Metrics, cause_of
+from heartbeat_app.storage.ingest import Delays
+from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
+from heartbeat_app.storage.writer import Written
+from heartbeat_app.validation import Reason
+from heartbeat_app.watchdog import Health, Lag
+from tests.servers import PROJECT
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
+HEALTH = Health((), 7, {TP("beats", 0): Lag(7, 1.5)})
+HISTOGRAM = [1, 2, *[0] * (len(DELAY_BOUNDS_SECONDS) - 2), 4]
+BATCH = Written(
+    consumed=10,
+    stored=7,
+    duplicate=1,
+    dead=2,
+    missing=3,
+    seconds=0.03,
+    reasons={Reason.NOT_JSON: 1, Reason.CONFLICT: 1},
+    delays=Delays(9.5, 8.0, HISTOGRAM),
+)
+
+
+def metrics(health: Health = HEALTH) -> Metrics:
+    found = Metrics(lambda: health)
+    found.count("beats", 0, BATCH)
+    found.count_retry(LedgerWentBackError("here", 1, None))
+    return found
+
+
+def families(metrics: Metrics, accept: str = "") -> dict[str, Metric]:
+    body, content_type = metrics.expose(accept)
+    parse: Any = parse_openmetrics if "openmetrics" in content_type else parse_text
+    return {family.name: family for family in parse(body.decode())}
+
+
+def value(metrics: Metrics, sample: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(sample, labels)
+
+
+def test_a_batch_is_counted_once_by_what_became_of_its_records() -> None:
+    found = metrics()
+    where = {"topic": "beats", "partition": "0"}
+    assert value(found, "heartbeat_app_records_consumed_total", **where) == 10
+    assert value(found, "heartbeat_app_beats_stored_total", **where) == 7
+    assert value(found, "heartbeat_app_beats_duplicate_total", **where) == 1
+    assert value(found, "heartbeat_app_records_missing_total", **where) == 3
+    for reason in ("not_json", "conflict"):
+        dead = value(found, "heartbeat_app_records_dead_total", **where, reason=reason)
+        assert dead == 1
+    assert value(found, "heartbeat_app_batch_records_sum") == 10
+    assert value(found, "heartbeat_app_transaction_seconds_bucket", le="0.02") == 0
+    assert value(found, "heartbeat_app_transaction_seconds_bucket", le="0.05") == 1
+
+
+def test_a_batch_that_was_stored_before_counts_nothing() -> None:
+    found = metrics()
+    before = found.expose("")[0].decode()
+    found.count("beats", 0, Written())
+    after = found.expose("")[0].decode()
+    assert only_ours(after) == only_ours(before)
+
+
+def only_ours(exposed: str) -> list[str]:
+    return [line for line in exposed.splitlines() if line.startswith("heartbeat_app")]
+
+
+def test_the_delay_takes_over_the_batches_histograms() -> None:
+    found = metrics()
+    found.count("beats", 1, BATCH)
+
+    def below(bound: str) -> float | None:
+        return value(found, "heartbeat_app_delay_seconds_bucket", le=bound)
+
+    assert [below("0.001"), below("0.002"), below("3600.0")] == [2, 6, 6]
+    assert below("+Inf") == value(found, "heartbeat_app_delay_seconds_count") == 14
+    assert value(found, "heartbeat_app_delay_seconds_sum") == 19.0
+
+
+def test_the_lag_is_that_of_the_partitions_at_hand() -> None:
+    where = {"topic": "beats", "partition": "0"}
+    assert value(metrics(), "heartbeat_app_lag_records", **where) == 7
+    assert value(metrics(), "heartbeat_app_lag_seconds", **where) == 1.5
+    assert value(metrics(), "heartbeat_app_ready") == 1
+    away = metrics(Health(("Kafka does not answer",), None))
+    assert value(away, "heartbeat_app_lag_records", **where) is None
+    assert value(away, "heartbeat_app_ready") == 0
+
+
+class Sqlstate(psycopg2.OperationalError):
+    pgcode = "57P03"
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (Sqlstate("starting up"), "57"),
+        (OperationalError("SELECT", {}, Sqlstate("starting up")), "57"),
+        (
+            OperationalError("SELECT", {}, psycopg2.OperationalError()),
+            "OperationalError",
+        ),
+        (LedgerWentBackError("here", 1, None), "LedgerWentBackError"),
+    ],
+)
+def test_retries_have_few_causes(error: Exception, cause: str) -> None:
+    assert cause_of(error) == cause
+
+
+@pytest.mark.parametrize("accept", ["", "text/plain", OPENMETRICS])
+def test_prometheus_reads_both_formats(accept: str) -> None:
+    """The parsers refuse what promtool does: types, suffixes, buckets, order."""
+    found = families(metrics(), accept)
+    assert found["heartbeat_app_delay_seconds"].type == "histogram"
+    for name, family in found.items():
+        assert family.documentation, name
+        assert re.fullmatch(r"[a-z][a-z0-9_]*", name)
+        for sample in family.samples:
+            assert not sample.name.endswith("_created")
+
+
+@pytest.mark.parametrize("name", ["heartbeat_app_records_dead", "process_open_fds"])
+def test_names_follow_prometheus_conventions(name: str) -> None:
+    found = families(metrics())
+    assert name in found
+    for family in found.values():
+        assert (family.type == "counter") == any(
+            sample.name.endswith("_total") for sample in family.samples
+        )
+        # Base units only.
+        assert not re.search(r"_(ms|millis|minutes|hours|kb|mb|percent)$", family.name)
+
+
+def test_the_docs_name_every_metric_and_no_other() -> None:
+    text = (PROJECT / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
+    told = {
+        name: (type, set(re.findall(r"`(\w+)`", labels))) for name, type, labels in rows
+    }
+    process = set(re.findall(r"`(process_\w+)`", text))
+    exposed = {}
+    for family in families(metrics()).values():
+        suffix = "_total" if family.type == "counter" else ""
+        exposed[family.name + suffix] = (
+            family.type,
+            family.samples[0].labels.keys() - {"le"},
+        )
+    assert {name for name in exposed if name.startswith("process_")} == process
+    ours = {n: told for n, told in exposed.items() if not n.startswith("process_")}
+    assert told == ours
+
+
+def test_the_docs_ask_only_for_metrics_that_there_are() -> None:
+    text = (PROJECT / "docs" / "metrics.md").read_text()
+    asked = set(re.findall(r"\bheartbeat_app_\w+", text.split("## Scraping")[1]))
+    samples = {
+        sample.name
+        for family in families(metrics()).values()
+        for sample in family.samples
+    }
+    assert asked
+    assert asked <= samples
+
+
+def test_openmetrics_is_what_a_scraper_gets_that_asks_for_it() -> None:
+    assert metrics().expose("")[1].startswith("text/plain")
+    assert metrics().expose(OPENMETRICS)[1].startswith("application/openmetrics-text")
