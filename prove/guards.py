@@ -118,6 +118,150 @@ GUARDS = {guard.name: guard for guard in (
             ),
         ),
     ),
+    Guard(
+        "topic-ids",
+        "a topic that was made again is read from its beginning, under its own books",
+        "topic-remade-same",
+        (
+            Patch(
+                "heartbeat_app/kafka.py",
+                "            if topic_id == _NO_ID:\n",
+                "            if True:\n",
+            ),
+        ),
+    ),
+    Guard(
+        "fresh-topic-ids",
+        "nothing is read while the topics' ids were not looked up for 2 s",
+        "topic-remade-unseen",
+        (
+            Patch(
+                "heartbeat_app/lane/lane.py",
+                "MAX_ID_AGE_SECONDS = 2.0",
+                "MAX_ID_AGE_SECONDS = 1e9",
+            ),
+        ),
+    ),
+    Guard(
+        "read-committed",
+        "records of aborted transactions are not read",
+        "transactions",
+        (
+            Patch(
+                "heartbeat_app/lane/fetch.py",
+                'consumer._isolation_level = "read_committed"',
+                'consumer._isolation_level = "read_uncommitted"',
+            ),
+        ),
+    ),
+    Guard(
+        "missing",
+        "records that fell out of the log unread are counted, not passed over",
+        "records-deleted",
+        (
+            Patch(
+                "heartbeat_app/lane/fetch.py",
+                "missing=begin - asked,",
+                "missing=0,",
+            ),
+        ),
+    ),
+    Guard(
+        "escaping",
+        "COPY's text is escaped, so that every customer id comes back as it was",
+        "odd-customers",
+        (
+            Patch(
+                "heartbeat_app/storage/copy.py",
+                '    if _special.search("".join(ids)):\n',
+                "    if False:\n",
+            ),
+        ),
+    ),
+    Guard(
+        "any-header",
+        "a header's name may be any bytes",
+        "odd-headers",
+        (
+            Patch(
+                "heartbeat_app/lane/records.py",
+                "        except UnicodeDecodeError:\n",
+                "        except ZeroDivisionError:\n",
+            ),
+        ),
+    ),
+    Guard(
+        "conflict-target",
+        "only the natural key makes a beat a duplicate, not an id that is taken",
+        "sequence-set-back",
+        (
+            Patch(
+                "heartbeat_app/storage/beats.py",
+                'ON CONFLICT (customer_id, "timestamp") DO NOTHING',
+                "ON CONFLICT DO NOTHING",
+            ),
+        ),
+    ),
+    Guard(
+        "end-blockers",
+        "a frozen worker's session is ended when it holds a partition's row",
+        "frozen-inside-copy",
+        (
+            Patch(
+                WRITER,
+                "            timer.start()\n",
+                "            timer.cancel()\n            timer.start()\n",
+            ),
+        ),
+    ),
+    Guard(
+        "an-outage-is-no-bad-record",
+        "only what a row holds makes it a dead letter, by SQLSTATE",
+        "read-only",
+        (
+            Patch(
+                "heartbeat_app/storage/errors.py",
+                '    return state.startswith("22") or (\n',
+                '    return state.startswith(("22", "25")) or (\n',
+            ),
+        ),
+    ),
+    Guard(
+        "watchdog",
+        "a worker that stands still ends itself",
+        "recovery-zombie",
+        (
+            Patch(
+                "heartbeat_app/watchdog.py",
+                "            await self.app.crash(StandstillError(stalled))\n",
+                "            pass\n",
+            ),
+        ),
+    ),
+    Guard(
+        "loop-watch",
+        "a worker whose event loop is blocked ends itself",
+        "loop-blocked",
+        (
+            Patch(
+                "heartbeat_app/watchdog.py",
+                "        os._exit(1)\n",
+                "        return\n",
+            ),
+        ),
+    ),
+    Guard(
+        "hanging-connections",
+        "a connection that neither answers nor closes is broken off",
+        "connection-silent",
+        (
+            Patch(
+                "heartbeat_app/watchdog.py",
+                "            if broken := uses.break_off(after_seconds=limit):\n",
+                "            if broken := 0:\n",
+            ),
+        ),
+    ),
 )}  # fmt: skip
 
 
