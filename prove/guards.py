@@ -50,6 +50,14 @@ FORGET = Patch(
 )
 
 
+# What lies between the ledger and a batch above it is booked as missing, as it was in
+# the log.
+REWIND = Patch(
+    WRITER,
+    "        if next_offset is None or batch.asked > next_offset:\n",
+    "        next_offset = next_offset or 0\n        if False:\n",
+)
+
 GUARDS = {guard.name: guard for guard in (
     Guard(
         "fence",
@@ -71,6 +79,7 @@ GUARDS = {guard.name: guard for guard in (
         "reading goes on where the ledger says, not where Kafka's group committed",
         "restored-from-a-backup",
         (
+            REWIND,
             Patch(
                 "heartbeat_app/lane/consumer.py",
                 "        offsets.update(await self.restart_at_ledger(lane_tps))\n",
@@ -110,13 +119,7 @@ GUARDS = {guard.name: guard for guard in (
         "rewind",
         "a batch that begins above the ledger means that the ledger went back",
         "restored-from-a-backup",
-        (
-            Patch(
-                WRITER,
-                "        if next_offset is None or batch.asked > next_offset:\n",
-                "        next_offset = next_offset or 0\n        if False:\n",
-            ),
-        ),
+        (REWIND,),
     ),
     Guard(
         "topic-ids",
