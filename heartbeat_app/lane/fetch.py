@@ -17,8 +17,10 @@ from heartbeat_app.lane.chunk import Chunk
 from heartbeat_app.lane.lane import Lane
 from heartbeat_app.lane.records import unpack
 
-# A fetch is bounded in compressed bytes only; this bounds what it may grow to.
+# A fetch is bounded in compressed bytes only; these bound what it may grow to: a
+# megabyte of one letter is some hundred bytes.
 MAX_CHUNK_RECORDS = 50_000
+MAX_CHUNK_BYTES = 16 * 1024 * 1024
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
 # each partition but for this limit.
 MAX_FETCH_BYTES = 8 * 1024 * 1024
@@ -182,7 +184,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             return None
         fetched = result._partition_records
         try:
-            records = unpack(fetched, MAX_CHUNK_RECORDS)
+            records, size = unpack(fetched, MAX_CHUNK_RECORDS, MAX_CHUNK_BYTES)
         except BaseException:
             self._drop(fetcher, aiotp)
             raise
@@ -204,7 +206,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             missing=begin - asked,
             end_offset=max(position, state.lso or state.highwater or 0),
             records=records,
-            size=sum([len(record.value) for record in records if record.value]),
+            size=size,
             epoch=partition.epoch,
         )
 

@@ -31,17 +31,21 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     headers: Sequence[tuple[str, bytes | None]]
 
 
-def unpack(fetched: Any, limit: int) -> list[Record]:
+def unpack(fetched: Any, max_records: int, max_bytes: int) -> tuple[list[Record], int]:
     """Take records out of aiokafka's PartitionRecords, whole batches of them.
 
-    Stops after the batch that reaches the limit. Follows `_unpack_records` of
-    aiokafka 0.14: control batches and aborted transactions are passed over.
+    Returns them and the bytes of their keys and values. Stops after the batch that
+    reaches a limit. Follows `_unpack_records` of aiokafka 0.14: control batches and
+    aborted transactions are passed over.
 
     Raises:
         CorruptRecordException: A batch cannot be read.
     """
     records: list[Record] = []
-    while len(records) < limit and fetched._records.has_next():
+    size = 0
+    while (
+        len(records) < max_records and size < max_bytes and fetched._records.has_next()
+    ):
         batch = fetched._records.next_batch()
         if fetched._check_crcs and not batch.validate_crc():
             raise CorruptRecordException(f"Invalid CRC - {fetched._tp}")
@@ -58,9 +62,11 @@ def unpack(fetched: Any, limit: int) -> list[Record]:
                 # A fetch begins with the whole batch that holds its offset.
                 found = [r for r in found if r.offset >= fetched.next_fetch_offset]
             records += found
+            size += sum([len(r.value) for r in found if r.value])
+            size += sum([len(r.key) for r in found if r.key])
         # Not the last record's: compaction may have taken that.
         fetched.next_fetch_offset = max(batch.next_offset, fetched.next_fetch_offset)
-    return records
+    return records, size
 
 
 def _is_abort(fetched: Any, batch: Any) -> bool:

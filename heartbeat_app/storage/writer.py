@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -48,6 +48,10 @@ END_BLOCKERS = text(
     "SELECT pid, application_name, pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid = ANY(pg_blocking_pids(:pid)) AND usename = current_user"
 )
+
+# PostgreSQL ends a session whose statement has 1 GB or more, for ever the same one. A
+# byte takes two characters, and some records of a megabyte fit into a small fetch.
+MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 
 CONFLICT_DETAIL = (
     "A beat of this customer at this instant is stored with another heart rate; the "
@@ -297,14 +301,29 @@ def insert_dead_letters(
         }
         for each in refused
     ]
-    connection.execute(
+    statement = (
         insert(dead_letters)
         # There already only where a person had the partition read again.
         .on_conflict_do_nothing(index_elements=["topic_id", "partition", "offset"])
         # Without it SQLAlchemy sends every row in a statement of its own.
-        .returning(dead_letters.c.id),
-        rows,
+        .returning(dead_letters.c.id)
     )
+    for page in _pages(rows):
+        connection.execute(statement, page)
+
+
+def _pages(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows in parts that fit into a statement, each one whole."""
+    page: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        page.append(row)
+        size += len(row["key"] or b"") + len(row["value"] or b"")
+        if size >= MAX_STATEMENT_BYTES:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page
 
 
 def _header_text(value: bytes | None) -> object:

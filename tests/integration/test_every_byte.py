@@ -7,14 +7,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import psycopg2
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
 from aiokafka.structs import TopicPartition
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine, event
 
 from heartbeat_app.batches import Batch, decode_records
+from heartbeat_app.lane.fetch import MAX_CHUNK_BYTES
 from heartbeat_app.lane.records import FetchedRecords, Record, unpack
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.validation import Rules
@@ -27,6 +30,9 @@ from tests.storing import TOPIC, TOPIC_ID, Kept
 pytestmark = pytest.mark.integration
 
 MakeWriter = Callable[..., Writer]
+
+# What psycopg2 makes of bytes.
+BINARY = type(psycopg2.Binary(b""))
 
 some_bytes = st.none() | st.binary(max_size=20) | st.just("é\x00\\'%s".encode())
 header_names = st.text(max_size=5).map(str.encode) | st.binary(max_size=5)
@@ -60,7 +66,7 @@ def fetch(entries: list[Entry], codec: str) -> list[Record]:
         TopicPartition(TOPIC, 0), FetchedRecords(data), [], 0, None, None, True,
         READ_COMMITTED,
     )  # fmt: skip
-    return unpack(fetched, len(entries))
+    return unpack(fetched, len(entries), MAX_CHUNK_BYTES)[0]
 
 
 def batch(records: list[Record], rules: Rules = RULES) -> Batch:
@@ -159,15 +165,29 @@ def _bytes(found: Any) -> bytes | None:
     return None if found is None else bytes(found)
 
 
-def test_many_large_refused_records_are_kept(
+def test_large_refused_records_are_kept_a_few_at_a_time(
     make_writer: MakeWriter, kept: Kept
 ) -> None:
-    """A fetch of some MB holds this much, compressed."""
+    """PostgreSQL ends a session whose statement has 1 GB; 500 of these would make it.
+
+    A fetch of some MB may hold as many, compressed.
+    """
     value = b"x" * 1_048_576
-    entries = [Entry(n, b"key", value) for n in range(600)]
-    records = fetch(entries, "zstd")
-    written = make_writer(clock=lambda: NOW).write(batch(records))
+    entries = [Entry(n, b"key", value) for n in range(30)]
+    sizes: list[int] = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def note(*arguments: Any) -> None:
+        held = arguments[3].values() if isinstance(arguments[3], dict) else ()
+        sizes.append(sum(len(e.adapted) for e in held if isinstance(e, BINARY)))
+
+    try:
+        written = make_writer(clock=lambda: NOW).write(batch(fetch(entries, "zstd")))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
     assert written.dead == len(entries)
+    assert sum(sizes) >= len(entries) * len(value)  # they were seen
+    assert max(sizes) < 10 * len(value)
     found = kept.all(
         "SELECT count(*), min(octet_length(value)), max(octet_length(value))"
         " FROM dead_letters"

@@ -136,7 +136,7 @@ def test_what_is_unpacked_is_what_was_committed(log: Log, data: st.DataObject) -
     found: list[Record] = []
     while source._records.has_next():
         before = source.next_fetch_offset
-        part = unpack(source, limit)
+        part = unpack(source, limit, MAX)[0]
         assert len(part) < limit + 5  # a whole batch more at most
         assert all(before <= each.offset < source.next_fetch_offset for each in part)
         found += part
@@ -155,7 +155,7 @@ def test_aiokafka_unpacks_the_same(log: Log, data: st.DataObject) -> None:
     ]
     theirs = fetched(log.data, offset, log.aborted, MemoryRecords)
     ours = fetched(log.data, offset, log.aborted, FetchedRecords)
-    assert seen(unpack(ours, MAX)) == seen(list(theirs))
+    assert seen(unpack(ours, MAX, MAX)[0]) == seen(list(theirs))
     assert ours.next_fetch_offset == theirs.next_fetch_offset
 
 
@@ -183,7 +183,7 @@ def test_the_formats_before_are_unpacked_too(
         data = (len(sent) - 1).to_bytes(8, "big") + data[8:]
     theirs = fetched(data, 0, [], MemoryRecords)
     ours = fetched(data, 0, [], FetchedRecords)
-    found = unpack(ours, MAX)
+    found = unpack(ours, MAX, MAX)[0]
     assert seen(found) == seen(list(theirs))
     assert [(each.key, each.value) for each in found] == sent
     assert ours.next_fetch_offset == theirs.next_fetch_offset == len(sent)
@@ -200,7 +200,7 @@ def test_the_name_of_a_header_may_be_any_bytes(header_names: list[bytes]) -> Non
     ]
     for codec in CODECS:
         batch = RecordBatch(0, len(entries), entries, codec)
-        found = unpack(fetched(batch.encode(), 0, [], FetchedRecords), MAX)
+        found, _ = unpack(fetched(batch.encode(), 0, [], FetchedRecords), MAX, MAX)
         assert [names(each.headers)[0][0] for each in found] == header_names
 
 
@@ -214,14 +214,17 @@ def test_a_marker_that_compaction_took_is_a_gap() -> None:
         RecordBatch(2, 1, [Entry(0, None, b"after")]),
     ]
     source = fetched(b"".join(b.encode() for b in log), 0, [], FetchedRecords)
-    assert [each.value for each in unpack(source, MAX)] == [b"committed", b"after"]
+    assert [each.value for each in unpack(source, MAX, MAX)[0]] == [
+        b"committed",
+        b"after",
+    ]
     assert source.next_fetch_offset == 3
 
 
 def test_a_batch_below_the_offset_does_not_move_it_back() -> None:
     log = [RecordBatch(0, 2, [Entry(0), Entry(1)]), RecordBatch(2, 1, [Entry(0)])]
     source = fetched(b"".join(b.encode() for b in log), 2, [], FetchedRecords)
-    assert [each.offset for each in unpack(source, MAX)] == [2]
+    assert [each.offset for each in unpack(source, MAX, MAX)[0]] == [2]
 
 
 def test_records_of_a_megabyte_come_whole() -> None:
@@ -229,16 +232,29 @@ def test_records_of_a_megabyte_come_whole() -> None:
     entries = [Entry(n, value, value) for n, value in enumerate(values)]
     for codec in CODECS:
         data = RecordBatch(0, 3, entries, codec).encode()
-        found = unpack(fetched(data, 0, [], FetchedRecords), MAX)
+        found, _ = unpack(fetched(data, 0, [], FetchedRecords), MAX, 10 * MAX)
         assert [each.value for each in found] == values
         assert [each.key for each in found] == values
+
+
+def test_records_that_unpack_to_much_come_in_parts() -> None:
+    log = [
+        RecordBatch(n, 1, [Entry(0, b"key", b"x" * 999_997)], "zstd") for n in range(5)
+    ]
+    data = b"".join(each.encode() for each in log)
+    assert len(data) < 5_000
+    source = fetched(data, 0, [], FetchedRecords)
+    parts = [unpack(source, MAX, 2 * MAX) for _ in range(3)]
+    assert [([r.offset for r in found], size) for found, size in parts] == [
+        ([0, 1], 2 * MAX), ([2, 3], 2 * MAX), ([4], MAX),
+    ]  # fmt: skip
 
 
 def test_a_bit_that_flipped_is_no_record() -> None:
     data = bytearray(RecordBatch(0, 1, [Entry(0, b"key", b"value")]).encode())
     data[-3] ^= 1
     with pytest.raises(CorruptRecordException):
-        unpack(fetched(bytes(data), 0, [], FetchedRecords), MAX)
+        unpack(fetched(bytes(data), 0, [], FetchedRecords), MAX, MAX)
 
 
 @given(logs(), st.integers(1, 200))
@@ -248,7 +264,7 @@ def test_a_batch_that_was_cut_off_is_left_for_the_next_fetch(
     """Kafka may end an answer in the middle of a batch."""
     part = log.data[:-cut]
     source = fetched(part, log.batches[0].first, log.aborted, FetchedRecords)
-    found = seen(unpack(source, MAX))
+    found = seen(unpack(source, MAX, MAX)[0])
     assert found == log.expected[: len(found)]
     assert source.next_fetch_offset <= log.end
     kept, at = 0, 0
