@@ -188,6 +188,9 @@ def _explain_timestamp(timestamp: Any) -> Refusal | None:
     try:
         decoded = msgspec.convert(timestamp, datetime)
     except (msgspec.MsgspecError, ValueError):
+        decoded = None
+    # It takes a U+0000 before the offset for the end of the text.
+    if decoded is None or "\x00" in timestamp:
         return Refusal(
             Reason.TIMESTAMP_INVALID,
             f"timestamp {timestamp[:64]!r} is no instant in RFC 3339.",
