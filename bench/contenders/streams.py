@@ -51,8 +51,8 @@ def pathway() -> PythonContender:
         "pathway_flow.py",
         "its Kafka and PostgreSQL connectors, `output_table_type` snapshot on the "
         "natural key (an upsert), `autocommit_duration_ms` 100 (live: 10), its state "
-        "kept in files, so that it resumes. It wants a unique constraint where the "
-        "table has a unique index.",
+        "kept in files so that it resumes, `snapshot_interval_ms` 1,000. It wants a "
+        "unique constraint where the table has a unique index.",
         requirements="pathway",
         environ={"BENCH_COMMIT_MS": "100"},
         live={"BENCH_COMMIT_MS": "10"},
