@@ -110,11 +110,12 @@ class Copy:
         for process in psutil.process_iter():
             try:
                 told = [process.cwd(), *process.cmdline()]
+                gone = process.status() == psutil.STATUS_ZOMBIE
             except psutil.Error:
                 continue
-            if any(place in text for place in places for text in told):
+            if not gone and any(place in text for place in places for text in told):
                 found.append(process)
-        return [p for p in found if p.status() != psutil.STATUS_ZOMBIE]
+        return found
 
 
 class Demo:
