@@ -67,6 +67,7 @@ def write(known: Mapping[str, Scenario]) -> None:
         if each.group != group:
             group = each.group
             lines += [
+                "",
                 f"### {group.capitalize()}",
                 "",
                 "| scenario | done | sent | stored | duplicate | refused | missing "
@@ -88,7 +89,7 @@ def write(known: Mapping[str, Scenario]) -> None:
 
 def _row(each: Scenario, runs: list[dict[str, Any]]) -> str:
     if not runs:
-        return f"| **{each.name}**: {each.title} |" + " |" * 11
+        return f"| **{each.name}**: {each.title} | not run yet |" + " |" * 10
     did: Counter[str] = Counter()
     for run in runs:
         did.update(run["did"])
