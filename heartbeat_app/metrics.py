@@ -30,7 +30,7 @@ from heartbeat_app.watchdog import Health
 
 # Powers of ten and their halves, from a quiet second to the most that a chunk holds.
 BATCH_BOUNDS_RECORDS = (1, 5, 10, 50, 100, 500, 1_000, 5_000, 10_000, 50_000)
-# From a small batch on a fast disk to the statements' time-out.
+# From a small batch on a fast disk to more than a statement's time-out.
 TRANSACTION_BOUNDS_SECONDS = (
     0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 60.0,
 )  # fmt: skip

@@ -77,7 +77,7 @@ class LaneConsumer(driver.Consumer):
         """Mark a message as processed; makes room for the lane's next chunk."""
         if message.topic in self.lane.topics:
             self.lane.release(message.tp, message.offset + 1)
-            self._thread.wake()
+            self.wake()
         return super().ack(message)
 
     def wake(self) -> None:
@@ -152,7 +152,7 @@ class LaneConsumer(driver.Consumer):
                 start.offset,
                 start.end,
             )
-        self._thread.wake()
+        self.wake()
         return {tp: start.offset for tp, start in starts.items()}
 
     def _log_retry(self, state: RetryCallState) -> None:
