@@ -32,6 +32,7 @@ from tests.servers import (
     child_environ,
     engine_of,
     free_port,
+    wait_until,
 )
 
 TOPIC = "heartbeats"
@@ -191,6 +192,15 @@ class World:
         servers = self.kafka.bootstrap_servers
         return Feed(self.oracle, servers, TOPIC, rate=rate, compression=compression)
 
+    def stream(self, *, workers: int = 2, rate: float = 2_000) -> Feed:
+        """Start workers and send; returns when the first records are stored."""
+        for _ in range(workers):
+            self.start_worker()
+        feed = self.feed(rate=rate)
+        feed.start()
+        self.wait_until(self.consumed, "the stream has begun")
+        return feed
+
     def stop_worker(self, worker: Worker) -> None:
         """SIGTERM; complains when the worker does not end within 12 s with status 0."""
         # Before it has begun, SIGTERM ends it as it ends any program.
@@ -308,14 +318,14 @@ class World:
         self, condition: Callable[[], Any], what: str, *, seconds: float = 120.0
     ) -> Any:
         """Wait for a condition; workers that end meanwhile are started again."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+
+        def holds() -> Any:
             found = condition()
-            if found:
-                return found
-            self.supervise()
-            time.sleep(0.1)
-        raise AssertionError(f"not within {seconds:g} s: {what}")
+            if not found:
+                self.supervise()
+            return found
+
+        return wait_until(holds, what, seconds=seconds)
 
     def wait_for_more(self, what: str) -> None:
         """Wait until more is read than now."""

@@ -30,12 +30,8 @@ FETCH_WAITS_SECONDS = 4.0
 @contextmanager
 def flowing(world: World, *, workers: int = 2, rate: float = 2_000) -> Iterator[Feed]:
     """Workers that read what is sent meanwhile."""
-    for _ in range(workers):
-        world.start_worker()
-    feed = world.feed(rate=rate)
-    feed.start()
+    feed = world.stream(workers=workers, rate=rate)
     try:
-        world.wait_until(world.consumed, "the stream has begun")
         yield feed
     finally:
         feed.stop()

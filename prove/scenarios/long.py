@@ -7,16 +7,13 @@ from collections.abc import Callable
 
 from sqlalchemy import text
 
+from heartbeat_app.embedded.server import EmbeddedServer
 from prove.world import World
 
 
 def random_faults(world: World, *, seconds: float) -> None:
     """Choose one fault after the other by the world's seed, while beats flow."""
-    for _ in range(3):
-        world.start_worker()
-    feed = world.feed(rate=1_500)
-    feed.start()
-    world.wait_until(world.consumed, "the stream has begun")
+    feed = world.stream(workers=3, rate=1_500)
     faults = list(FAULTS)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -50,10 +47,18 @@ def freeze_worker(world: World) -> None:
 
 
 def kill_postgres(world: World) -> None:
-    world.postgres.kill()
+    kill_server(world, world.postgres)
+
+
+def kill_kafka(world: World) -> None:
+    kill_server(world, world.kafka)
+
+
+def kill_server(world: World, server: EmbeddedServer) -> None:
+    server.kill()
     world.pause(0.0, 5.0)
-    world.postgres.start()
-    world.did("kill -9 of PostgreSQL")
+    server.start()
+    world.did(f"kill -9 of {server.name}")
 
 
 def stop_postgres(world: World) -> None:
@@ -64,10 +69,18 @@ def stop_postgres(world: World) -> None:
 
 
 def freeze_postgres(world: World) -> None:
-    world.postgres.pause()
+    freeze_server(world, world.postgres)
+
+
+def freeze_kafka(world: World) -> None:
+    freeze_server(world, world.kafka)
+
+
+def freeze_server(world: World, server: EmbeddedServer) -> None:
+    server.pause()
     world.pause(0.5, 20.0)
-    world.postgres.resume()
-    world.did("SIGSTOP of PostgreSQL for up to 20 s")
+    server.resume()
+    world.did(f"SIGSTOP of {server.name} for up to 20 s")
 
 
 def end_sessions(world: World) -> None:
@@ -89,20 +102,6 @@ def lock_ledger(world: World) -> None:
         world.pause(1.0, 20.0)
         connection.rollback()
     world.did("the ledger locked for up to 20 s")
-
-
-def kill_kafka(world: World) -> None:
-    world.kafka.kill()
-    world.pause(0.0, 3.0)
-    world.kafka.start()
-    world.did("kill -9 of Kafka")
-
-
-def freeze_kafka(world: World) -> None:
-    world.kafka.pause()
-    world.pause(0.5, 20.0)
-    world.kafka.resume()
-    world.did("SIGSTOP of Kafka for up to 20 s")
 
 
 FAULTS: tuple[Callable[[World], None], ...] = (

@@ -12,7 +12,6 @@ import psycopg2
 
 from prove.backup import Backup
 from prove.disk import SmallDisk
-from prove.feed import Feed
 from prove.proxy import Proxy
 from prove.scenario import scenario
 from prove.world import DATABASE, World
@@ -23,16 +22,6 @@ SESSIONS = "application_name LIKE 'heartbeat_app%'"
 END_SESSIONS = (
     f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {SESSIONS}"
 )
-
-
-def stream(world: World, *, workers: int = 2, rate: float = 2_000) -> Feed:
-    """Start workers and send; returns when the first records are stored."""
-    for _ in range(workers):
-        world.start_worker()
-    feed = world.feed(rate=rate)
-    feed.start()
-    world.wait_until(world.consumed, "the stream has begun")
-    return feed
 
 
 def connect(world: World, database: str = DATABASE, **more: Any) -> Any:
@@ -97,7 +86,7 @@ def require_no_restart(world: World) -> None:
 
 @scenario("the server stopped and started, again and again", quick=True)
 def database_stopped(world: World) -> None:
-    feed = stream(world)
+    feed = world.stream()
     for _ in range(2):
         world.pause(1.0, 3.0)
         world.postgres.stop()
@@ -111,7 +100,7 @@ def database_stopped(world: World) -> None:
 
 @scenario("kill -9 of the server while a batch is in its transaction", quick=True)
 def database_killed(world: World) -> None:
-    feed = stream(world, rate=4_000)
+    feed = world.stream(rate=4_000)
     for _ in range(3):
         world.pause(0.5, 2.0)
         world.wait_until(lambda: in_transaction(world), "a batch is in its transaction")
@@ -137,7 +126,7 @@ def in_transaction(world: World) -> bool:
 
 @scenario("all sessions of the workers terminated every second", quick=True)
 def sessions_terminated(world: World) -> None:
-    feed = stream(world)
+    feed = world.stream()
     for _ in range(12):
         world.pause(1.0, 1.0)
         execute(world, END_SESSIONS)
@@ -149,7 +138,7 @@ def sessions_terminated(world: World) -> None:
 
 @scenario("the server frozen (SIGSTOP) for 100 s: it neither answers nor closes")
 def database_frozen(world: World) -> None:
-    feed = stream(world, rate=500)
+    feed = world.stream(rate=500)
     world.postgres.pause()
     world.did("SIGSTOP of PostgreSQL for 100 s")
     require_not_ready(world, within_seconds=60.0, since=time.monotonic())
@@ -231,7 +220,7 @@ def freeze_inside_copy(world: World, worker: Worker, proxy: Proxy) -> None:
 
 @scenario("rows of the ledger locked for 60 s by a session that cannot be ended")
 def ledger_locked(world: World) -> None:
-    feed = stream(world)
+    feed = world.stream()
     execute(
         world,
         "CREATE ROLE somebody LOGIN PASSWORD 'secret'",
@@ -260,7 +249,7 @@ def ledger_locked(world: World) -> None:
 
 @scenario("the table locked (ACCESS EXCLUSIVE) by another session for 100 s")
 def table_locked(world: World) -> None:
-    feed = stream(world, rate=500)
+    feed = world.stream(rate=500)
     with holding(world, "LOCK TABLE heartbeats IN ACCESS EXCLUSIVE MODE"):
         world.did("heartbeats locked for 100 s")
         world.pause(100.0, 100.0)
@@ -272,7 +261,7 @@ def table_locked(world: World) -> None:
 
 @scenario("statements that never return: every insert sleeps for an hour")
 def statement_never_returns(world: World) -> None:
-    feed = stream(world, rate=500)
+    feed = world.stream(rate=500)
     execute(
         world,
         "CREATE TABLE stuck ()",
@@ -323,7 +312,7 @@ def connection_silent(world: World) -> None:
 
 @scenario("every statement read-only for a while, sessions staying open", quick=True)
 def read_only(world: World) -> None:
-    feed = stream(world)
+    feed = world.stream()
     setting = f"ALTER DATABASE {DATABASE} SET default_transaction_read_only"
     admin: dict[str, Any] = {"database": "postgres"}
     for _ in range(2):
@@ -351,7 +340,7 @@ def disk_full(world: World) -> None:
         f"ALTER DATABASE {DATABASE} ALLOW_CONNECTIONS true",
         database="postgres",
     )
-    feed = stream(world, rate=4_000)
+    feed = world.stream(rate=4_000)
     for _ in range(2):
         world.pause(1.0, 2.0)
         disk.fill()
@@ -378,7 +367,7 @@ def wal_disk_full(world: World) -> None:
     world.postgres.stop()
     disk.move_here(world.postgres.home / "data" / "pg_wal")
     world.postgres.start()
-    feed = stream(world, rate=4_000)
+    feed = world.stream(rate=4_000)
     for _ in range(2):
         world.pause(1.0, 2.0)
         disk.fill()
@@ -397,7 +386,7 @@ def too_many_connections(world: World) -> None:
     world.postgres.stop()
     world.postgres.config["max_connections"] = "24"
     world.postgres.start()
-    feed = stream(world)
+    feed = world.stream()
     for _ in range(2):
         world.pause(1.0, 2.0)
         with ExitStack() as taken:
@@ -423,7 +412,7 @@ def too_many_connections(world: World) -> None:
 
 @scenario("restored from an older backup while the workers run", quick=True)
 def restored_from_a_backup(world: World) -> None:
-    feed = stream(world)
+    feed = world.stream()
     world.ledger_went_back = True
     for _ in range(2):
         world.pause(1.0, 2.0)
@@ -441,7 +430,7 @@ def restored_from_a_backup(world: World) -> None:
     "the id sequence set back, to ids that are taken at the same instant", quick=True
 )
 def sequence_set_back(world: World) -> None:
-    feed = stream(world)
+    feed = world.stream()
     for number in range(3):
         world.pause(1.0, 2.0)
         feed.stop()
@@ -472,7 +461,7 @@ def sequence_set_back(world: World) -> None:
     "migrations while beats flow: Alembic, columns, indexes, a table locked", quick=True
 )
 def migrated_meanwhile(world: World) -> None:
-    feed = stream(world)
+    feed = world.stream()
     world.run_alembic("upgrade", "head")
     world.run_alembic("stamp", "head")
     world.did("alembic upgrade and stamp")

@@ -14,10 +14,8 @@ FROZEN_SECONDS = 16.0
 
 def kill_workers(world: World, kills: int, *, low: float, high: float) -> None:
     """kill -9 of a random one of two workers at random moments."""
-    workers = [world.start_worker() for _ in range(2)]
-    feed = world.feed(rate=2_000)
-    feed.start()
-    world.wait_until(world.consumed, "the stream has begun")
+    feed = world.stream(workers=2, rate=2_000)
+    workers = world.workers
     for _ in range(kills):
         world.pause(low, high)
         victim = world.choice.choice(workers)
@@ -40,10 +38,8 @@ def killed(world: World) -> None:
 
 @scenario("SIGTERM of a random one of two workers, under load", quick=True)
 def stopped(world: World) -> None:
-    workers = [world.start_worker() for _ in range(2)]
-    feed = world.feed(rate=3_000)
-    feed.start()
-    world.wait_until(world.consumed, "the stream has begun")
+    feed = world.stream(workers=2, rate=3_000)
+    workers = world.workers
     for _ in range(6):
         world.pause(0.5, 3.0)
         victim = world.choice.choice(workers)
@@ -59,10 +55,8 @@ def stopped(world: World) -> None:
     quick=True,
 )
 def frozen(world: World) -> None:
-    first = world.start_worker()
-    feed = world.feed(rate=3_000)
-    feed.start()
-    world.wait_until(world.consumed, "the stream has begun")
+    feed = world.stream(workers=1, rate=3_000)
+    [first] = world.workers
     second = world.start_worker()
     world.pause(1.0, 3.0)
     for victim in (first, second):
@@ -93,10 +87,8 @@ def freeze_with_open_batch(world: World, worker: Worker) -> None:
 
 @scenario("three workers that join and leave every few seconds")
 def joining_and_leaving(world: World) -> None:
-    workers = [world.start_worker() for _ in range(3)]
-    feed = world.feed(rate=2_000)
-    feed.start()
-    world.wait_until(world.consumed, "the stream has begun")
+    feed = world.stream(workers=3, rate=2_000)
+    workers = world.workers
     for _ in range(20):
         world.pause(0.5, 3.0)
         victim = world.choice.choice(workers)
@@ -114,10 +106,8 @@ def joining_and_leaving(world: World) -> None:
 
 @scenario("all three workers killed at once, again and again", quick=True)
 def all_killed_at_once(world: World) -> None:
-    workers = [world.start_worker() for _ in range(3)]
-    feed = world.feed(rate=3_000)
-    feed.start()
-    world.wait_until(world.consumed, "the stream has begun")
+    feed = world.stream(workers=3, rate=3_000)
+    workers = world.workers
     for _ in range(3):
         world.pause(0.5, 4.0)
         for worker in workers:
