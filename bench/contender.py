@@ -99,7 +99,32 @@ class Contender(Protocol):
         """End it."""
 
 
-class PythonContender:
+class Started:
+    """What a contender of one program tells of it."""
+
+    name: str
+    _running: Program | None = None
+
+    @property
+    def program(self) -> Program:
+        """What was started."""
+        assert self._running is not None, f"{self.name} was not started"
+        return self._running
+
+    def is_running(self) -> bool:
+        return self.program.is_running()
+
+    def usage(self) -> Usage:
+        return self.program.usage()
+
+    def log(self) -> str:
+        return self.program.log()
+
+    def stop(self) -> None:
+        self.program.stop()
+
+
+class PythonContender(Started):
     """A program of bench/programs, run by a Python that has what it imports.
 
     Arguments:
@@ -134,7 +159,6 @@ class PythonContender:
         self._environ = dict(environ or {})
         self._live = {**self._environ, **(live or {})}
         self._python = sys.executable
-        self._running: Program | None = None
 
     def prepare(self, progress: Progress) -> None:
         from bench.environments import ensure_environment
@@ -155,21 +179,3 @@ class PythonContender:
     def environ(self, task: Task) -> dict[str, str]:
         """The variables that it is given."""
         return task.environ()
-
-    @property
-    def program(self) -> Program:
-        """What was started."""
-        assert self._running is not None, f"{self.name} was not started"
-        return self._running
-
-    def is_running(self) -> bool:
-        return self.program.is_running()
-
-    def usage(self) -> Usage:
-        return self.program.usage()
-
-    def log(self) -> str:
-        return self.program.log()
-
-    def stop(self) -> None:
-        self.program.stop()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -186,3 +186,15 @@ def send(
             advance(1000)
     if producer.flush(120) or failed:
         raise RuntimeError(f"Kafka did not take all records of {topic}: {failed[:3]}")
+
+
+@contextmanager
+def stage_for_tests() -> Iterator[Stage]:
+    """A stage of which nothing stays, its logs neither."""
+    with Progress() as progress:
+        stage = Stage.start(progress)
+        try:
+            yield stage
+        finally:
+            stage.stop()
+            stage.keep_nothing()

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench.connect.jars import ensure_jars
-from bench.contender import Task
+from bench.contender import Started, Task
 from bench.environments import FOLDER
 from bench.formats import Format
-from bench.process import Program, Usage
+from bench.process import Program
 from bench.progress import Progress
 from heartbeat_app.embedded.kafka_jars import java_program
 from tests.servers import free_port
@@ -60,7 +60,7 @@ BEST: Mapping[str, str] = {
 }
 
 
-class Debezium:
+class Debezium(Started):
     """Kafka Connect, standalone, with one connector."""
 
     format = Format.JSON_WITH_SCHEMA
@@ -83,7 +83,6 @@ class Debezium:
         self.most_records = most_records
         self._config = config
         self._class_path = ""
-        self._running: Program | None = None
 
     def prepare(self, progress: Progress) -> None:
         jars = ensure_jars("runtime", progress)
@@ -138,24 +137,6 @@ class Debezium:
             {"CLASSPATH": self._class_path},
             task.log(),
         )
-
-    @property
-    def program(self) -> Program:
-        """What was started."""
-        assert self._running is not None, f"{self.name} was not started"
-        return self._running
-
-    def is_running(self) -> bool:
-        return self.program.is_running()
-
-    def usage(self) -> Usage:
-        return self.program.usage()
-
-    def log(self) -> str:
-        return self.program.log()
-
-    def stop(self) -> None:
-        self.program.stop()
 
 
 def debezium_default() -> Debezium:

@@ -11,9 +11,8 @@ from bench.contender import Contender, Task
 from bench.contenders.ours import Ours
 from bench.contenders.raw_copy import RawCopy
 from bench.formats import Format
-from bench.progress import Progress
 from bench.run import Summary, expect, run
-from bench.stage import Stage
+from bench.stage import Stage, stage_for_tests
 
 pytestmark = pytest.mark.speed
 
@@ -25,13 +24,8 @@ ATTEMPTS = 3
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    with Progress() as progress:
-        stage = Stage.start(progress)
-        try:
-            yield stage
-        finally:
-            stage.stop()
-            stage.keep_nothing()
+    with stage_for_tests() as stage:
+        yield stage
 
 
 def rate(stage: Stage, contender: Contender, expected: Summary) -> float:

@@ -10,22 +10,16 @@ import pytest
 from bench.beats import DAY_BEGIN, DAY_LENGTH, WHOLE_DAY, Window, make_beats
 from bench.contender import PythonContender, Task
 from bench.contenders.raw_copy import RawCopy
-from bench.progress import Progress
 from bench.run import RunFailedError, expect, run
-from bench.stage import Stage
+from bench.stage import Stage, stage_for_tests
 
 RECORDS = 2000
 
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    with Progress() as progress:
-        stage = Stage.start(progress)
-        try:
-            yield stage
-        finally:
-            stage.stop()
-            stage.keep_nothing()
+    with stage_for_tests() as stage:
+        yield stage
 
 
 @pytest.fixture
