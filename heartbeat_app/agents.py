@@ -55,22 +55,36 @@ heartbeats = app.topic(
 
 @app.agent(heartbeats, name="store_heartbeats")
 async def store_heartbeats(stream: StreamT[Any]) -> None:
-    """Store every batch in one transaction."""
+    """Store every batch, in one transaction if it can be."""
     await consume(stream, app.lane, store)
 
 
 async def store(batch: Batch) -> None:
-    """Write a batch in one of the writers' threads.
+    """Write a batch, and count each part that is stored.
 
     Raises:
-        Rewind: The ledger went back; nothing was written.
+        Rewind: The ledger went back; nothing more was written.
     """
+    rest: Batch | None = batch
+    while rest is not None:
+        try:
+            written = await write(rest)
+        except LedgerWentBackError as error:
+            app.metrics.count_retry(error)
+            raise Rewind(str(error)) from error
+        except Exception as error:
+            app.metrics.count_retry(error)
+            raise
+        app.metrics.count(batch.topic, batch.partition, written)
+        report(rest, written)
+        rest = written.rest
+
+
+async def write(batch: Batch) -> Written:
+    """Write a batch in one of the writers' threads."""
     writing = app.writing.submit(app.writer.write, batch)
     try:
-        written = await asyncio.shield(asyncio.wrap_future(writing))
-    except LedgerWentBackError as error:
-        app.metrics.count_retry(error)
-        raise Rewind(str(error)) from error
+        return await asyncio.shield(asyncio.wrap_future(writing))
     except asyncio.CancelledError:
         if not writing.cancel():  # it has begun
             await asyncio.wait(
@@ -80,11 +94,6 @@ async def store(batch: Batch) -> None:
             log.warning("%s: broken off, to be read again after the start", batch)
             app.writer.uses.break_off()
         raise
-    except Exception as error:
-        app.metrics.count_retry(error)
-        raise
-    app.metrics.count(batch.topic, batch.partition, written)
-    report(batch, written)
 
 
 def report(batch: Batch, written: Written) -> None:

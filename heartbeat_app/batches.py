@@ -69,6 +69,24 @@ class Batch:
             refused=[r for r in self.refused if r.record.offset >= offset],
         )
 
+    def first(self, records: int) -> Batch:
+        """The part of the batch up to its record of that number (at least 1)."""
+        if records >= self.records:
+            return self
+        offsets = [
+            *(source.offset for source in self.sources),
+            *(each.record.offset for each in self.refused),
+        ]
+        end = sorted(offsets)[records]
+        keep = sum(source.offset < end for source in self.sources)
+        return replace(
+            self,
+            position=end,
+            beats=self.beats[:keep],
+            sources=self.sources[:keep],
+            refused=[r for r in self.refused if r.record.offset < end],
+        )
+
 
 def decode_records(
     records: Sequence[Record], rules: Rules

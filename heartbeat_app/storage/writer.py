@@ -42,6 +42,11 @@ log = logging.getLogger(__name__)
 # the session that blocks it.
 END_BLOCKERS_AFTER_SECONDS = 1.0
 
+# A write that failed after so long may have been too much for a slow database: what
+# does not fit into the time-outs would be tried again for ever. Longer than the waits
+# for a lock, a connection or a place in the pool.
+SLOW_SECONDS = 20.0
+
 # Ended in the list of what is selected, which is worked out for those rows only: the
 # conditions may be checked in any order.
 END_BLOCKERS = text(
@@ -73,6 +78,7 @@ class Written:
         seconds: What the transaction took, its commit included.
         reasons: How many became dead letters for which reason; their sum is `dead`.
         delays: Of the beats that were stored.
+        rest: What is still to be written, since all of it was too much at once.
     """
 
     consumed: int = 0
@@ -83,6 +89,7 @@ class Written:
     seconds: float = field(default=0.0, compare=False)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     delays: ingest.Delays | None = None
+    rest: Batch | None = field(default=None, compare=False)
 
 
 class Writer:
@@ -104,6 +111,8 @@ class Writer:
         self._blocked: set[tuple[str, int]] = set()
         # Partitions whose last batch held beats that were there already.
         self._repeating: set[tuple[str, int]] = set()
+        # How many records go into a transaction, of partitions that write slowly.
+        self._most: dict[tuple[str, int], int] = {}
         # How often a write of a partition has ended, whichever way.
         self.attempts: Counter[tuple[str, int]] = Counter()
         self.uses = Uses(engine)
@@ -111,11 +120,43 @@ class Writer:
     def write(self, batch: Batch) -> Written:
         """Store a batch, exactly once however often it is called with it.
 
+        In one transaction; only its first part where the database was too slow for
+        all of it, and then the result tells the rest.
+
         Raises:
             LedgerWentBackError: The batch does not follow what is stored.
             sqlalchemy.exc.DBAPIError, psycopg2.Error: Nothing was written, but the
                 same batch may be tried again.
         """
+        row = batch.topic_id, batch.partition
+        part = batch.first(self._most.get(row, batch.records))
+        began = time.monotonic()
+        try:
+            written = self._try(part)
+        except LedgerWentBackError:
+            raise
+        except Exception:
+            if time.monotonic() - began >= SLOW_SECONDS:
+                self._most[row] = max(1, part.records // 2)
+                log.warning(
+                    "%s: too much at once for the database as it is: going on with "
+                    "%s records a transaction",
+                    part,
+                    f"{self._most[row]:,}",
+                )
+            raise
+        # What was stored before says nothing of how quick the database is.
+        quick = written.consumed and time.monotonic() - began < SLOW_SECONDS / 4
+        if row in self._most and quick:
+            self._most[row] *= 2
+            if self._most[row] >= batch.records:
+                del self._most[row]
+        if part is batch:
+            return written
+        return replace(written, rest=batch.since(part.position))
+
+    def _try(self, batch: Batch) -> Written:
+        """Write a batch in one transaction."""
         try:
             batch = self._make_days(batch)
             began = time.perf_counter()
@@ -228,7 +269,10 @@ class Writer:
             },
         )
         return Written(
-            **counts,
+            consumed=records,
+            stored=len(inserted.stored),
+            duplicate=inserted.duplicate,
+            dead=len(refused),
             missing=batch.missing,
             reasons=Counter(each.refusal.reason for each in refused),
             delays=delays,

@@ -139,13 +139,26 @@ def sessions_terminated(world: World) -> None:
 @scenario("the server frozen (SIGSTOP) for 100 s: it neither answers nor closes")
 def database_frozen(world: World) -> None:
     feed = world.stream(rate=500)
+    require_ready(world)
     world.postgres.pause()
+    frozen = time.monotonic()
     world.did("SIGSTOP of PostgreSQL for 100 s")
-    require_not_ready(world, within_seconds=60.0, since=time.monotonic())
-    world.pause(40.0, 40.0)
+    require_not_ready(world, within_seconds=60.0, since=frozen)
+    time.sleep(max(0.0, frozen + 100.0 - time.monotonic()))
     world.postgres.resume()
     world.wait_for_more("it goes on")
     feed.stop()
+
+
+def require_ready(world: World) -> None:
+    """Wait until all workers say that they are ready."""
+
+    def ready() -> bool:
+        return all(
+            worker.get("/health/ready", seconds=2)[0] == 200 for worker in world.workers
+        )
+
+    world.wait_until(ready, "/health/ready says so")
 
 
 def require_not_ready(world: World, *, within_seconds: float, since: float) -> None:

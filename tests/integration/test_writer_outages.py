@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
@@ -258,6 +258,54 @@ def test_a_statement_that_takes_too_long_refuses_nothing(
         error = assert_outage(lambda: writer.write(NEXT), kept)
     assert errors.sqlstate(error) == "57014"
     assert_stored_once(writer, kept)
+
+
+def write_all(writer: Writer, batch: Batch) -> list[Written]:
+    """Write a batch in as many parts as it takes."""
+    written = []
+    rest: Batch | None = batch
+    while rest is not None:
+        written.append(writer.write(rest))
+        rest = written[-1].rest
+    return written
+
+
+def test_what_takes_too_long_at_once_goes_in_by_parts(
+    make_writer: MakeWriter,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else it would be tried again for ever."""
+    monkeypatch.setattr(storage_engine, "STATEMENT_TIMEOUT_MS", 1_000)
+    monkeypatch.setattr(storage_writer, "SLOW_SECONDS", 0.8)
+    writer = make_writer()
+    writer.write(FIRST)
+    kept.do(
+        "CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM pg_sleep(0.01); RETURN NEW; END $$",
+        "CREATE TRIGGER dawdle BEFORE INSERT ON heartbeats FOR EACH ROW"
+        " EXECUTE FUNCTION dawdle()",
+    )
+    # 301 new ones take 3 s.
+    items = [*beats(300), None, *beats(5, first=300), None, CONTESTED]
+    batch = batch_of(items, asked=5)
+    for _ in range(5):
+        # As the agent does: all of it again after a failure.
+        with suppress(DBAPIError, psycopg2.Error):
+            write_all(writer, batch)
+            break
+    else:
+        raise AssertionError("It was tried five times, and is not stored yet.")
+    assert writer.write(batch) == Written()
+    assert kept.beats() == rows_of([*beats(305), CONTESTED])
+    assert kept.letters() == [(305, "not_json"), (311, "not_json")]
+    assert kept.book()[:6] == (313, 313, 313, 306, 5, 2)
+    kept.do("DROP TRIGGER dawdle ON heartbeats")
+    parts = write_all(writer, batch_of(beats(2_000, first=400), asked=313))
+    assert sum(part.stored for part in parts) == 2_000
+    assert len(parts) > 1
+    # As soon as it is quick again, all goes in at once.
+    assert writer.write(batch_of(beats(2_000, first=2_400), asked=2_313)).rest is None
 
 
 def test_a_deadlock_refuses_nothing(
@@ -648,7 +696,9 @@ def test_only_what_waits_for_long_is_broken_off(
         kept.waits("writer")
         assert writer.uses.break_off(after_seconds=60) == 0
         assert not writing.done()
-        assert writer.uses.break_off(after_seconds=0.01) == 1
+        wait_until(
+            lambda: writer.uses.break_off(after_seconds=0.5) == 1, "it is long enough"
+        )
         with pytest.raises((DBAPIError, psycopg2.Error)):
             writing.result(10)
     assert_stored_once(writer, kept)

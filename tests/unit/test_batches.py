@@ -107,6 +107,27 @@ def test_both_parts_of_a_batch_account_for_the_whole(
     assert gap(rest) == len(absent - lost)
 
 
+@given(any_batch(), st.integers(1, 5))
+def test_a_batch_in_parts_accounts_for_the_whole(batch: Batch, most: int) -> None:
+    parts, rest = [batch.first(most)], batch
+    while parts[-1].position < batch.position:
+        rest = rest.since(parts[-1].position)
+        parts.append(rest.first(most))
+    assert [part.asked for part in parts[1:]] == [p.position for p in parts[:-1]]
+    assert all(0 < part.records <= most for part in parts[:-1])
+    assert parts[-1].records <= most
+    assert [each for part in parts for each in offsets(part)] == offsets(batch)
+    assert [beat for part in parts for beat in part.beats] == batch.beats
+    assert sum(part.missing for part in parts) == batch.missing
+    assert sum(gap(part) for part in parts) == gap(batch)
+    assert all(gap(part) >= 0 for part in parts)
+
+
+def test_the_first_of_a_batch_may_be_all_of_it() -> None:
+    batch = batch_of([beat(), None, beat()])
+    assert batch.first(3) is batch
+
+
 def test_refused_beats_take_their_record_along() -> None:
     one, two, three = beats(3)
     batch = batch_of([one, None, two, three])
