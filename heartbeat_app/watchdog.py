@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
+import faulthandler
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -34,9 +33,6 @@ STANDSTILL_SECONDS = 45.0
 # never an old one, and a write, which may take its statement's time-out.
 READ_SECONDS = 15.0
 WRITE_SECONDS = STATEMENT_TIMEOUT_MS / 1000 + 5.0
-# A rebalance waits for the slowest member, at most as long as a session and a
-# rebalance may take together.
-REBALANCE_SECONDS = 180.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +62,6 @@ class Health:
         return not self.reasons
 
 
-@dataclass(slots=True)
-class Seen:
-    """How a partition was seen last.
-
-    Attributes:
-        done, moved: The offset up to which it was acknowledged, and since when.
-        life, lived: What shows that somebody works on it, and since when.
-    """
-
-    done: int
-    moved: float
-    life: tuple[object, ...]
-    lived: float
-
-
 class Watchdog(Service):
     """Looks every second; ends the process when it stands still."""
 
@@ -92,35 +73,24 @@ class Watchdog(Service):
         self._clock = clock
         self._books_due = 0.0
         self._problems: list[str] = []
-        self._seen: dict[TP, Seen] = {}
-        self._beats = 0  # of the event loop
+        # What showed last that something moves, and since when it is the same.
+        self._signs: dict[object, tuple[object, float]] = {}
         self._waiting: dict[TP, Waiting] = {}
         super().__init__(**kwargs)
 
-    async def on_start(self) -> None:
-        """Call when the worker starts."""
-        threading.Thread(
-            target=self._watch_loop, name="loop watch", daemon=True
-        ).start()
+    def _watch_itself(self) -> None:
+        """Have the process ended when the look does not go on from here.
 
-    def _watch_loop(self) -> None:
-        """End the process when its event loop is blocked, and with it all else here.
-
-        By counted looks, not by the clock: a process that was frozen has done nothing
-        wrong.
+        By a thread of C, which needs neither the event loop nor Python's lock. It tells
+        standard error where each thread was. A process that was frozen for so long ends
+        as it wakes up: its partitions are others' by then.
         """
-        seen, looks = self._beats, 0
-        while looks * LOOK_SECONDS < STANDSTILL_SECONDS:
-            time.sleep(LOOK_SECONDS)
-            if self.should_stop:  # the stop has a limit of its own
-                return
-            looks = looks + 1 if seen == self._beats else 0
-            seen = self._beats
-        self.log.critical(
-            "The event loop is blocked for %g s. Ending, to be started anew.",
-            STANDSTILL_SECONDS,
-        )
-        os._exit(1)
+        if not self.should_stop:
+            faulthandler.dump_traceback_later(STANDSTILL_SECONDS, exit=True, file=2)
+
+    async def on_stop(self) -> None:
+        """Call when the worker stops, which has a limit of its own."""
+        faulthandler.cancel_dump_traceback_later()
 
     @Service.timer(LOOK_SECONDS)
     async def _watch(self) -> None:
@@ -135,7 +105,6 @@ class Watchdog(Service):
     @Service.timer(LOOK_SECONDS)
     async def _end_waits(self) -> None:
         """Beside the look, which may be what waits."""
-        self._beats += 1
         for uses, limit in (
             (self.app.reads_in_use, READ_SECONDS),
             (self.app.writer.uses, WRITE_SECONDS),
@@ -174,9 +143,11 @@ class Watchdog(Service):
         return found
 
     async def _look_at_database(self, reasons: list[str]) -> bool:
+        self._watch_itself()
         try:
             await asyncio.to_thread(probe, self.app.reads)
             if self._clock() >= self._books_due:
+                self._watch_itself()
                 books = await asyncio.to_thread(read_books, self.app.reads)
                 self._problems = books.problems
                 self._books_due = self._clock() + BOOKS_SECONDS
@@ -191,6 +162,7 @@ class Watchdog(Service):
 
         None: nobody knows.
         """
+        self._watch_itself()
         partitions = dict(self.app.lane.partitions)
         for tp, partition in partitions.items():
             if partition.truncated:
@@ -204,6 +176,10 @@ class Watchdog(Service):
         except KafkaException as error:
             reasons.append(f"Kafka does not answer: {error.args[0].str()}")
             return None
+        if unknown := self.app.lane.topics - logs.keys():
+            # Deleted. A new start would make it again, which is for a person to do.
+            reasons.append(f"Kafka has no topic {', '.join(sorted(unknown))}")
+            return None
         lags = {}
         for tp, partition in partitions.items():
             log = logs.get(tp.topic)
@@ -215,35 +191,54 @@ class Watchdog(Service):
         self, reasons: list[str], lags: Mapping[TP, int] | None, database: bool
     ) -> str | None:
         """Look at each partition: one may stand still while the others move."""
-        now = self._clock()
-        before, self._seen = self._seen, {}
+        well = database and lags is not None
+        before, self._signs = self._signs, {}
+
+        def unchanged(what: object, signs: object, *, waited_for: bool) -> float:
+            """For how long it was waited for and showed no other sign, seconds."""
+            now = self._clock()
+            sign, since = before.get(what, (None, now))
+            if not waited_for or sign != signs:
+                since = now
+            self._signs[what] = signs, since
+            return now - since
+
+        rebalances = self.app.rebalancing_count
+        still = lifeless = 0.0
         for tp, partition in self.app.lane.partitions.items():
-            lag = (lags or {}).get(tp, 0)
+            # One that was truncated waits for a person.
+            lag = not partition.truncated and (lags or {}).get(tp, 0) > 0
+            done = partition.done
             attempts = self.app.writer.attempts[tp.topic, tp.partition]
-            life = (partition.done, attempts, self.app.rebalancing)
-            seen = self._seen[tp] = before.get(tp) or Seen(partition.done, now, (), now)
-            if not lag or seen.done != partition.done:
-                seen.done, seen.moved = partition.done, now
-            if not lag or not database or seen.life != life:
-                seen.life, seen.lived = life, now
-        still = max((now - seen.moved for seen in self._seen.values()), default=0.0)
-        lifeless = max((now - seen.lived for seen in self._seen.values()), default=0.0)
-        if not self.app.rebalancing_count:
+            life = done, attempts, rebalances, self.app.rebalancing
+            still = max(still, unchanged((tp, "done"), done, waited_for=lag))
+            lifeless = max(
+                lifeless, unchanged((tp, "life"), life, waited_for=lag and well)
+            )
+        if not rebalances:
             reasons.append("the worker has not joined its group yet")
         if self.app.rebalancing:
             reasons.append("the group's partitions are being assigned")
-            limit = REBALANCE_SECONDS
-        else:
-            limit = STANDSTILL_SECONDS
+        joining = unchanged(
+            "group",
+            rebalances,
+            waited_for=well and (self.app.rebalancing or not rebalances),
+        )
         waiting = sum((lags or {}).values())
         if still >= STALLED_SECONDS:
             reasons.append(
                 f"nothing of a partition was stored for {still:.0f} s, "
                 f"{waiting:,} are waiting"
             )
-        if lifeless < limit:
-            return None
-        return (
-            f"Nothing of a partition moved for {lifeless:.0f} s although {waiting:,} "
-            "records are waiting and the database answers. Ending, to be started anew."
-        )
+        if lifeless >= STANDSTILL_SECONDS:
+            return (
+                f"Nothing of a partition moved for {lifeless:.0f} s although "
+                f"{waiting:,} records are waiting and the database answers. Ending, to "
+                "be started anew."
+            )
+        if joining >= STANDSTILL_SECONDS:
+            return (
+                f"The worker got no partitions for {joining:.0f} s although Kafka and "
+                "the database answer. Ending, to be started anew."
+            )
+        return None

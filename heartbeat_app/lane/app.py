@@ -31,6 +31,8 @@ LANE_SETTINGS: dict[str, Any] = {
     # So long is a killed worker's partition without a reader (60 s by default).
     "broker_session_timeout": 12.0,
     "broker_heartbeat_interval": 3.0,
+    # So long a rebalance waits for a member that lives but does not join (60 s).
+    "broker_rebalance_timeout": 30.0,
     # A hint only: what was not committed is skipped by the ledger.
     "broker_commit_interval": 1.0,
     # A deleted and remade topic, or a new partition, is seen within so many ms.

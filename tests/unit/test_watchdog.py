@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import time
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ from faust.types import TP
 
 from heartbeat_app import watchdog
 from heartbeat_app.lane import Lane
+from heartbeat_app.lane.app import LANE_SETTINGS
 from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
 from heartbeat_app.watchdog import Watchdog
 
@@ -96,6 +97,14 @@ def test_retries_keep_it_alive_but_not_ready(worker: Worker) -> None:
     assert "was stored" in reasons
 
 
+def test_a_log_that_lost_its_end_waits_for_a_person(worker: Worker) -> None:
+    """A worker that is started anew would read on in what is there by now."""
+    worker.lane.partitions[TOPIC].truncated = True
+    worker.look(5)
+    worker.now += 10_000
+    assert worker.look(5)[1] is None
+
+
 def test_a_database_that_is_away_is_no_reason_to_end(worker: Worker) -> None:
     worker.look(5)
     worker.now += 10_000
@@ -107,15 +116,42 @@ def test_before_its_first_rebalance_it_is_not_ready(worker: Worker) -> None:
     assert "has not joined its group yet" in worker.look(0)[0]
 
 
-def test_a_rebalance_may_take_longer(worker: Worker) -> None:
-    worker.rebalancing = True
-    worker.look(5)
-    worker.now += watchdog.REBALANCE_SECONDS - 1
-    reasons, stalled = worker.look(5)
-    assert "being assigned" in reasons
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_worker_that_gets_no_partitions_is_ended(worker: Worker, count: int) -> None:
+    """Whether or not it ever had some: a group without readers has no lag to see."""
+    worker.lane.forget([TOPIC, OTHER])
+    worker.rebalancing, worker.rebalancing_count = bool(count), count
+    worker.look(0)
+    worker.now += watchdog.STANDSTILL_SECONDS - 1
+    reasons, stalled = worker.look(0)
+    assert "being assigned" in reasons or "not joined" in reasons
     assert stalled is None
     worker.now += 1
-    assert worker.look(5)[1] is not None
+    assert "got no partitions for 45 s" in (worker.look(0)[1] or "")
+
+
+def test_a_rebalance_may_take_its_time(worker: Worker) -> None:
+    """The slowest member is waited for, until it is dead or late."""
+    session = LANE_SETTINGS["broker_session_timeout"]
+    rebalance = LANE_SETTINGS["broker_rebalance_timeout"]
+    assert session + rebalance < watchdog.STANDSTILL_SECONDS
+    worker.rebalancing = True
+    for _ in range(5):
+        worker.look(5)
+        worker.now += watchdog.STANDSTILL_SECONDS - 1
+        assert worker.look(5)[1] is None
+        worker.rebalancing_count += 1
+
+
+@pytest.mark.parametrize(("lag", "database"), [(None, True), (0, False)])
+def test_a_rebalance_without_kafka_or_the_database_is_no_reason_to_end(
+    worker: Worker, lag: int | None, database: bool
+) -> None:
+    worker.lane.forget([TOPIC, OTHER])
+    worker.rebalancing = True
+    worker.look(lag, database=database)
+    worker.now += 10_000
+    assert worker.look(lag, database=database)[1] is None
 
 
 def test_a_write_is_broken_off_before_it_is_a_standstill() -> None:
@@ -124,32 +160,50 @@ def test_a_write_is_broken_off_before_it_is_a_standstill() -> None:
     assert watchdog.WRITE_SECONDS + watchdog.LOOK_SECONDS < watchdog.STANDSTILL_SECONDS
 
 
-def test_a_blocked_loop_ends_the_process(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing in the loop can: what it would run does not run."""
-    ends: list[int] = []
-    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(watchdog, "STANDSTILL_SECONDS", 0.1)
-    monkeypatch.setattr(os, "_exit", ends.append)
-    worker.watchdog._watch_loop()
-    assert ends == [1]
+BLOCKED = """
+import asyncio, ctypes, time
+from types import SimpleNamespace
+from heartbeat_app import watchdog
+
+def block_helpers():
+    for _ in range(64):
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 60)
+
+watchdog.STANDSTILL_SECONDS, watchdog.LOOK_SECONDS = 2.0, 0.1
+watchdog.probe = lambda reads: None
+watchdog.read_books = lambda reads: SimpleNamespace(problems=[])
+app = SimpleNamespace(
+    reads=None,
+    reads_in_use=SimpleNamespace(break_off=lambda after_seconds: 0),
+    writer=SimpleNamespace(uses=SimpleNamespace(break_off=lambda after_seconds: 0)),
+    lane=SimpleNamespace(partitions={}, topics=set()),
+    admin=SimpleNamespace(topic_logs=lambda topics: {}),
+    rebalancing=False,
+    rebalancing_count=1,
+)
+
+async def main():
+    await watchdog.Watchdog(app).start()
+    await asyncio.sleep(3.0)
+    print("still there", flush=True)
+    %s
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
 
 
-def test_a_loop_that_goes_on_is_left_alone(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watchdog, "LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(watchdog, "STANDSTILL_SECONDS", 0.05)
-    ends: list[int] = []
-    looks = iter(range(50))
-
-    def sleep(seconds: float) -> None:
-        worker.watchdog._beats += 1
-        if next(looks) == 49:
-            worker.watchdog._stopped.set()
-
-    monkeypatch.setattr(time, "sleep", sleep)
-    monkeypatch.setattr(os, "_exit", ends.append)
-    worker.watchdog._watch_loop()
-    assert not ends
+@pytest.mark.parametrize(
+    "fault", ["time.sleep(60)", "ctypes.PyDLL(None).sleep(60)", "block_helpers()"]
+)
+def test_a_look_that_does_not_go_on_ends_the_process(fault: str) -> None:
+    """Neither the event loop nor any thread of Python's can see to that."""
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED % fault],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "still there\n"), done.stderr
+    assert "most recent call first" in done.stderr
