@@ -252,7 +252,11 @@ def ledger_locked(world: World) -> None:
     world.wait_until(
         lambda: world.next_offsets()[0] > after[0], "the partition goes on"
     )
-    with holding(world, "SELECT FROM partition_ledger FOR UPDATE"):
+    own = {
+        "user": world.environ["POSTGRESQL_USERNAME"],
+        "password": world.environ["POSTGRESQL_PASSWORD"],
+    }
+    with holding(world, "SELECT FROM partition_ledger FOR UPDATE", **own):
         world.did("the ledger locked by a session of the workers' role")
         world.wait_for_more("the session was ended")
     require_logged(world, "which held the ledger of this partition")
@@ -278,6 +282,7 @@ def statement_never_returns(world: World) -> None:
     execute(
         world,
         "CREATE TABLE stuck ()",
+        "GRANT SELECT ON stuck TO PUBLIC",
         "CREATE FUNCTION stick() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
         " IF EXISTS (SELECT FROM stuck) THEN PERFORM pg_sleep(3600); END IF;"
         " RETURN NEW; END $$",
