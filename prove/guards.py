@@ -212,8 +212,8 @@ GUARDS = {guard.name: guard for guard in (
         (
             Patch(
                 WRITER,
-                "            timer.start()\n",
-                "            timer.cancel()\n            timer.start()\n",
+                "        if row in self._blocked:\n",
+                "        if False:\n",
             ),
         ),
     ),
@@ -230,6 +230,62 @@ GUARDS = {guard.name: guard for guard in (
         ),
     ),
     Guard(
+        "new-sessions",
+        "an attempt after a failure asks in new sessions, not in ones of before",
+        "read-only",
+        (Patch(WRITER, "            self._engine.dispose()\n", ""),),
+    ),
+    Guard(
+        "halving",
+        "of a batch with a row that PostgreSQL does not take only that row is refused",
+        "rows-at-fault",
+        (
+            Patch(
+                "heartbeat_app/storage/beats.py",
+                "        if end - first == 1:\n",
+                "        if True:\n",
+            ),
+        ),
+    ),
+    Guard(
+        "in-parts",
+        "what is too much at once for a slow database is written in parts",
+        "very-slow-database",
+        (
+            Patch(
+                WRITER,
+                "        part = batch.first(self._most.get(row, batch.records))\n",
+                "        part = batch\n",
+            ),
+        ),
+    ),
+    Guard(
+        "memory-bound",
+        "no more is read than a bound of bytes that wait to be stored",
+        "slow-database",
+        (
+            Patch(
+                "heartbeat_app/lane/lane.py",
+                "        return len(partition.waiting) < MAX_WAITING_CHUNKS and (\n"
+                "            not partition.waiting or self.waiting_bytes()"
+                " < MAX_WAITING_BYTES\n        )\n",
+                "        return True\n",
+            ),
+        ),
+    ),
+    Guard(
+        "recovery",
+        "a rebalance that waits for the database for long ends when it comes back",
+        "database-away-at-a-rebalance",
+        (
+            Patch(
+                "heartbeat_app/lane/recovery.py",
+                "        await super()._wait(coro, timeout=None)\n",
+                "        await super()._wait(coro, timeout=timeout)\n",
+            ),
+        ),
+    ),
+    Guard(
         "watchdog",
         "a worker that stands still ends itself",
         "recovery-zombie",
@@ -242,14 +298,15 @@ GUARDS = {guard.name: guard for guard in (
         ),
     ),
     Guard(
-        "loop-watch",
-        "a worker whose event loop is blocked ends itself",
+        "watched-look",
+        "a worker whose event loop or interpreter is blocked ends itself",
         "loop-blocked",
         (
             Patch(
                 "heartbeat_app/watchdog.py",
-                "        os._exit(1)\n",
-                "        return\n",
+                "            faulthandler.dump_traceback_later("
+                "STANDSTILL_SECONDS, exit=True, file=2)\n",
+                "            pass\n",
             ),
         ),
     ),

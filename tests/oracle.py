@@ -157,18 +157,22 @@ class Oracle:
                     yield partition, key, good(*row, rate)
 
     def beats(
-        self, rows: Iterable[Row], *, partition: int | None = None
+        self, rows: Iterable[Row], *, partition: int | None = None, refused: str = ""
     ) -> Iterator[Record]:
         """Records of these beats, none of which was sent before.
 
         Arguments:
             partition: Where to; None: each customer in a partition.
+            refused: The reason, if they are to be refused.
         """
         for row in rows:
             key = b"%d" % self.records
             self.records += 1
-            self.rows[row[:2]] = row[2]
-            self.keys[key] = row[:2]
+            if refused:
+                self.refused[key] = refused
+            else:
+                self.rows[row[:2]] = row[2]
+                self.keys[key] = row[:2]
             if partition is None:
                 yield zlib.crc32(row[0].encode()) % self.partitions, key, good(*row)
             else:

@@ -16,7 +16,7 @@ import prove.clock
 from prove.feed import BAD, REPEATED
 from prove.proxy import Proxy
 from prove.scenario import scenario
-from prove.scenarios.postgres import require_no_restart
+from prove.scenarios.postgres import require_logged, require_no_restart
 from prove.world import World
 from tests.oracle import BASE, Record, Row
 from tests.servers import Worker
@@ -42,6 +42,30 @@ def slow_database(world: World) -> None:
 )
 def slow_database_for_a_while(world: World) -> None:
     write_slowly(world, records=200_000, seconds=20.0)
+
+
+@scenario("a database so slow that a batch takes longer than a statement may")
+def very_slow_database(world: World) -> None:
+    feed = world.feed()
+    # One partition's, so that a batch is as large as it gets.
+    feed.send_beats(
+        (
+            (f"customer-{each % 997}", BASE + timedelta(milliseconds=each), 60)
+            for each in range(60_000)
+        ),
+        partition=0,
+    )
+    world.settled_within = 300.0
+    with Proxy(world.postgres.port, bytes_a_second=30_000) as proxy:
+        world.at_end(proxy.close)
+        world.start_worker(POSTGRESQL_PORT=str(proxy.port))
+        world.did("the way to PostgreSQL limited to 30 kB/s")
+        world.wait_until(lambda: world.lag() == 0, "all is stored", seconds=300)
+        require_logged(world, "too much at once")
+        require_no_restart(world)
+        for worker in world.workers:
+            world.stop_worker(worker)
+        world.workers.clear()
 
 
 def write_slowly(world: World, *, records: int, seconds: float) -> None:

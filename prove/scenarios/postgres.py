@@ -124,6 +124,25 @@ def in_transaction(world: World) -> bool:
     )
 
 
+@scenario("the database away for 100 s, while workers come and go")
+def database_away_at_a_rebalance(world: World) -> None:
+    feed = world.stream(workers=3, rate=500)
+    world.postgres.kill()
+    world.did("PostgreSQL away for 100 s")
+    away = time.monotonic()
+    leaving = world.workers.pop()
+    world.pause(1.0, 3.0)
+    world.stop_worker(leaving)
+    world.did("a worker leaves meanwhile")
+    # Faust gives up a rebalance's look-ups after 90 s.
+    time.sleep(away + 100.0 - time.monotonic())
+    world.postgres.start()
+    world.wait_for_more("it goes on")
+    feed.stop()
+    world.wait_until(lambda: world.lag() == 0, "all is read")
+    require_no_restart(world)
+
+
 @scenario("all sessions of the workers terminated every second", quick=True)
 def sessions_terminated(world: World) -> None:
     feed = world.stream()
@@ -422,6 +441,37 @@ def too_many_connections(world: World) -> None:
         world.wait_for_more("it goes on")
     feed.stop()
     require_logged(world, "too many clients")
+    require_no_restart(world)
+
+
+@scenario("rows that PostgreSQL does not take, among others in a batch", quick=True)
+def rows_at_fault(world: World) -> None:
+    execute(
+        world,
+        "ALTER TABLE heartbeats ADD CONSTRAINT known CHECK (customer_id <> 'unknown')",
+    )
+    oracle = world.oracle
+    feed = world.feed()
+    for number in range(3):
+        beats = [
+            (f"known-{each % 97}", BASE + timedelta(days=number, seconds=each), 60)
+            for each in range(5_000)
+        ]
+        unknown = [("unknown", when, rate) for _, when, rate in beats[::1_000]]
+        records = [
+            *oracle.beats(beats, partition=0),
+            *oracle.beats(unknown, partition=0, refused="rejected_by_database"),
+        ]
+        world.choice.shuffle(records)
+        feed.send_records(records)
+        world.did("rows that break a constraint of the table", len(unknown))
+        if number == 0:
+            for _ in range(2):
+                world.start_worker()
+    feed.start()
+    world.wait_until(world.consumed, "the stream has begun")
+    world.pause(1.0, 2.0)
+    feed.stop()
     require_no_restart(world)
 
 

@@ -13,8 +13,12 @@ from prove.world import World
 NOTICED_WITHIN_SECONDS = 60.0
 
 
-def stand_still(world: World, part: str) -> None:
-    """Make a part stand still under load; wait until the worker has ended itself."""
+def stand_still(world: World, part: str, *, rebalance: bool = False) -> None:
+    """Make a part stand still under load; wait until the worker has ended itself.
+
+    Arguments:
+        rebalance: It is seen only then: another worker joins.
+    """
     order = world.folder / "stuck"
     before = os.environ.get("PYTHONPATH")
     path = [str(Path(prove.stuck.__file__).parent), *([before] if before else [])]
@@ -26,7 +30,12 @@ def stand_still(world: World, part: str) -> None:
     world.wait_until(world.consumed, "the stream has begun")
     world.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
     world.pause(0.0, 2.0)
-    order.write_text(part)
+    new = order.with_suffix(".new")
+    new.write_text(part)
+    new.rename(order)
+    world.wait_until(lambda: not order.exists(), "the part stands still", seconds=5)
+    if rebalance:
+        world.start_worker()
     began, unready = time.monotonic(), 0.0
     while worker.is_running():
         waited = time.monotonic() - began
@@ -59,6 +68,11 @@ def agent_dead(world: World) -> None:
     stand_still(world, "agent")
 
 
+@scenario("what the agent waits for never comes")
+def agent_waits(world: World) -> None:
+    stand_still(world, "agent's await")
+
+
 @scenario("nothing is fetched after a rebalance (Faust's recovery zombie)", quick=True)
 def recovery_zombie(world: World) -> None:
     stand_still(world, "flow")
@@ -69,11 +83,36 @@ def consumer_stuck(world: World) -> None:
     stand_still(world, "consumer")
 
 
+@scenario("the consumer's task that fetches has ended")
+def fetching_ended(world: World) -> None:
+    stand_still(world, "fetching")
+
+
+@scenario("the consumer's tasks that keep its membership have ended; a worker joins")
+def membership_ended(world: World) -> None:
+    stand_still(world, "membership", rebalance=True)
+
+
 @scenario("the threads that write are blocked")
 def writers_blocked(world: World) -> None:
     stand_still(world, "writers")
 
 
+@scenario("a thread that writes hangs in its transaction")
+def transaction_hangs(world: World) -> None:
+    stand_still(world, "transaction")
+
+
+@scenario("all helper threads are blocked")
+def helpers_blocked(world: World) -> None:
+    stand_still(world, "helpers")
+
+
 @scenario("the event loop is blocked")
 def loop_blocked(world: World) -> None:
     stand_still(world, "loop")
+
+
+@scenario("the interpreter is blocked: no thread of Python's runs")
+def python_blocked(world: World) -> None:
+    stand_still(world, "Python")
