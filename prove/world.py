@@ -95,6 +95,7 @@ class World:
         self.oracle = Oracle(seed, PARTITIONS)
         self.outcome = Outcome(name, seed)
         self.workers: list[Worker] = []
+        self._told_to_stop: set[Worker] = set()
         # How the tables are judged; scenarios say where something else is right.
         self.exact = True
         self.missing = 0
@@ -205,6 +206,7 @@ class World:
         """SIGTERM; complains when the worker does not end within 12 s with status 0."""
         # Before it has begun, SIGTERM ends it as it ends any program.
         begun = worker.get("/health/live")[0] == 200
+        self._told_to_stop.add(worker)
         status = worker.stop(seconds=12)
         self.require(status == 0 or not begun, f"SIGTERM of a worker: status {status}")
 
@@ -335,7 +337,9 @@ class World:
     def supervise(self) -> None:
         """Start workers again that ended, as a supervisor does."""
         for worker in self.workers:
-            if worker.process is not None and not worker.is_running():
+            if worker.is_running():
+                self._told_to_stop.discard(worker)
+            elif worker.process is not None and worker not in self._told_to_stop:
                 self.did("worker started again by its supervisor")
                 worker.start()
 

@@ -77,7 +77,8 @@ class Oracle:
         rows: Rate by customer and instant.
         keys: Customer and instant by the key of the record that brought them.
         refused: Reason by the record's key.
-        records: How many were made.
+        made: How many were made, which numbers them.
+        records: How many of them have to be read.
         repeated: How many of them came before, with the same rate.
     """
 
@@ -86,8 +87,15 @@ class Oracle:
     rows: dict[tuple[str, datetime], int] = field(default_factory=dict)
     keys: dict[bytes, tuple[str, datetime]] = field(default_factory=dict)
     refused: dict[bytes, str] = field(default_factory=dict)
+    made: int = 0
     records: int = 0
     repeated: int = 0
+
+    def next_number(self) -> int:
+        """Count one more record; its number."""
+        self.records += 1
+        self.made += 1
+        return self.made - 1
 
     def make(
         self, count: int, *, bad: float = 0.0, repeated: float = 0.0
@@ -98,13 +106,12 @@ class Oracle:
             bad: Share of each kind of bad record; a conflict is one more kind.
             repeated: Share of records that were sent before.
         """
-        choice = random.Random(f"{self.seed}/{self.records}")
+        choice = random.Random(f"{self.seed}/{self.made}")
         kinds = list(BAD)
         # A repeated record has to follow the first in the same partition.
         recent: list[list[Row]] = [[] for _ in range(self.partitions)]
         for _ in range(count):
-            number = self.records
-            self.records += 1
+            number = self.next_number()
             key = b"%d" % number
             partition = number % self.partitions
             drawn = choice.random()
@@ -142,8 +149,7 @@ class Oracle:
         for path in sorted(RECORDINGS.glob("*.csv")):
             with path.open(newline="") as lines:
                 for found in csv.DictReader(lines):
-                    number = self.records
-                    self.records += 1
+                    number = self.next_number()
                     when = datetime.fromisoformat(found["timestamp"])
                     row = found["customer_id"], when
                     rate = int(found["heart_rate"])
@@ -166,8 +172,7 @@ class Oracle:
             refused: The reason, if they are to be refused.
         """
         for row in rows:
-            key = b"%d" % self.records
-            self.records += 1
+            key = b"%d" % self.next_number()
             if refused:
                 self.refused[key] = refused
             else:

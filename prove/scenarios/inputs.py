@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from prove.scenario import scenario
 from prove.world import PARTITIONS, World
@@ -17,6 +17,29 @@ ODD = (
     "'quoted'", '"quoted"', " blanks ", "$$", "%s", "{}", "\x01\x7f", "ab\u0301",
     "\u202eright to left", "\U0001f493", "\ufeffbom", "x" * 255, "\U0001f493" * 255,
 )  # fmt: skip
+
+# As text or number of JSON, and the instant that it is (UTC) or the reason against it.
+TIMESTAMPS: tuple[tuple[str, datetime | str], ...] = (
+    ('"2026-01-01T14:00:00+14:00"', datetime(2026, 1, 1, tzinfo=UTC)),
+    ('"2025-12-31T10:00:00.5-14:00"', datetime(2026, 1, 1, 0, 0, 0, 500_000, UTC)),
+    ('"2024-02-29T23:59:59.999999Z"', datetime(2024, 2, 29, 23, 59, 59, 999_999, UTC)),
+    (
+        '"2025-12-30T23:59:59.1234564Z"',
+        datetime(2025, 12, 30, 23, 59, 59, 123_456, UTC),
+    ),
+    ('"2025-12-31T23:59:59.999999999Z"', datetime(2026, 1, 1, tzinfo=UTC)),
+    ('"2016-12-31T23:59:60Z"', "timestamp_invalid"),
+    ('"2026-01-01T24:00:00Z"', "timestamp_invalid"),
+    ('"2026-01-01T00:00:00+24:00"', "timestamp_invalid"),
+    ('"2025-02-29T00:00:00Z"', "timestamp_invalid"),
+    ('"0000-01-01T00:00:00Z"', "timestamp_invalid"),
+    ('"0001-01-01T00:00:00+23:59"', "timestamp_too_old"),
+    ('"9999-12-31T23:59:59-23:59"', "timestamp_in_future"),
+    ("1767225600", "wrong_type"),
+    ("1767225600000", "wrong_type"),
+    ('"1767225600"', "timestamp_invalid"),
+)
+ENCODINGS = ("utf-16", "utf-32", "latin-1", "utf-8-sig")
 
 
 def flow(world: World) -> None:
@@ -62,8 +85,7 @@ def burst(world: World, count: int) -> Iterator[Record]:
         if number % 100 == 0:
             yield from oracle.make(1)
             continue
-        key = b"%d" % oracle.records
-        oracle.records += 1
+        key = b"%d" % oracle.next_number()
         reason = kinds[number % len(kinds)]
         oracle.refused[key] = reason
         yield number % PARTITIONS, key, BAD[reason](number)
@@ -83,8 +105,7 @@ def big(world: World) -> Iterator[Record]:
     """Thirty beats with a field of 1 MB that is to be ignored, thirty times junk."""
     oracle = world.oracle
     for number in range(60):
-        key = b"%d" % oracle.records
-        oracle.records += 1
+        key = b"%d" % oracle.next_number()
         row = f"big-{number}", BASE + timedelta(seconds=number)
         if number % 2:
             oracle.refused[key] = "not_json"
@@ -127,7 +148,7 @@ def odd_headers(world: World) -> None:
         # Kept without a key, so that the oracle needs its own.
         row = f"header-{number}", BASE + timedelta(seconds=number)
         world.oracle.rows[row] = 70
-        world.oracle.records += 1
+        world.oracle.next_number()
         world.topic.produce_with_header(
             good(*row, 70), bytes([0xFF, number]), partition=number % PARTITIONS
         )
@@ -148,3 +169,50 @@ def one_partition(world: World) -> None:
         partition=2,
     )
     world.did("beat into one of four partitions", 300_000)
+
+
+@scenario("timestamps at every edge: leap second, 24:00, years 1 and 9999, epochs")
+def odd_timestamps(world: World) -> None:
+    world.start_worker()
+    flow(world)
+    world.feed().send_records(on_the_edge(world))
+    world.did("record with a timestamp at an edge", 20 * len(TIMESTAMPS))
+    flow(world)
+
+
+def on_the_edge(world: World) -> Iterator[Record]:
+    """Each of the timestamps for twenty customers."""
+    oracle = world.oracle
+    for customer in range(20):
+        for edge, (timestamp, found) in enumerate(TIMESTAMPS):
+            number = oracle.next_number()
+            key = b"%d" % number
+            name = f"edge-{customer}-{edge}"
+            if isinstance(found, str):
+                oracle.refused[key] = found
+            else:
+                oracle.rows[name, found] = 70
+                oracle.keys[key] = name, found
+            value = f'{{"customer_id": "{name}", "timestamp": {timestamp}, '
+            yield number % PARTITIONS, key, f'{value}"heart_rate": 70}}'.encode()
+
+
+@scenario("records in other encodings than UTF-8")
+def odd_encodings(world: World) -> None:
+    world.start_worker()
+    flow(world)
+    world.feed().send_records(encoded(world))
+    world.did("record in another encoding", 50 * len(ENCODINGS))
+    flow(world)
+
+
+def encoded(world: World) -> Iterator[Record]:
+    """Beats that would be good, in each of the encodings."""
+    for each in range(50):
+        beat = good("Zoë", BASE + timedelta(seconds=each), 70)
+        text = json.dumps(json.loads(beat), ensure_ascii=False)
+        for encoding in ENCODINGS:
+            number = world.oracle.next_number()
+            key = b"%d" % number
+            world.oracle.refused[key] = "not_json"
+            yield number % PARTITIONS, key, text.encode(encoding)
