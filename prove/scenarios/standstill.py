@@ -13,12 +13,8 @@ from prove.world import World
 NOTICED_WITHIN_SECONDS = 60.0
 
 
-def stand_still(world: World, part: str, *, rebalance: bool = False) -> None:
-    """Make a part stand still under load; wait until the worker has ended itself.
-
-    Arguments:
-        rebalance: It is seen only then: another worker joins.
-    """
+def stand_still(world: World, part: str) -> None:
+    """Make a part stand still under load; wait until the worker has ended itself."""
     order = world.folder / "stuck"
     before = os.environ.get("PYTHONPATH")
     path = [str(Path(prove.stuck.__file__).parent), *([before] if before else [])]
@@ -34,8 +30,6 @@ def stand_still(world: World, part: str, *, rebalance: bool = False) -> None:
     new.write_text(part)
     new.rename(order)
     world.wait_until(lambda: not order.exists(), "the part stands still", seconds=5)
-    if rebalance:
-        world.start_worker()
     began, unready = time.monotonic(), 0.0
     while worker.is_running():
         waited = time.monotonic() - began
@@ -86,11 +80,6 @@ def consumer_stuck(world: World) -> None:
 @scenario("the consumer's task that fetches has ended")
 def fetching_ended(world: World) -> None:
     stand_still(world, "fetching")
-
-
-@scenario("the consumer's tasks that keep its membership have ended; a worker joins")
-def membership_ended(world: World) -> None:
-    stand_still(world, "membership", rebalance=True)
 
 
 @scenario("the threads that write are blocked")

@@ -53,14 +53,6 @@ def _fetching_ends(app: Any) -> None:
     )
 
 
-def _membership_ends(app: Any) -> None:
-    """As aiokafka's tasks that keep the membership, when they are cancelled."""
-    thread = app.consumer._thread
-    coordinator = thread._consumer._coordinator
-    for task in (coordinator._coordination_task, coordinator._heartbeat_task):
-        thread.thread_loop.call_soon_threadsafe(task.cancel)
-
-
 def _writers_block(app: Any) -> None:
     for _ in range(app.writing._max_workers):
         app.writing.submit(time.sleep, _FOR_EVER)
@@ -97,7 +89,6 @@ _PARTS = {
     "flow": _flow_ends,
     "consumer": _consumer_blocks,
     "fetching": _fetching_ends,
-    "membership": _membership_ends,
     "writers": _writers_block,
     "transaction": _transaction_hangs,
     "helpers": _helpers_block,
