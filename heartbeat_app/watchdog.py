@@ -76,6 +76,7 @@ class Watchdog(Service):
         # What showed last that something moves, and since when it is the same.
         self._signs: dict[object, tuple[object, float]] = {}
         self._waiting: dict[TP, Waiting] = {}
+        self._looked = clock()
         super().__init__(**kwargs)
 
     def _watch_itself(self) -> None:
@@ -105,6 +106,7 @@ class Watchdog(Service):
     @Service.timer(LOOK_SECONDS)
     async def _end_waits(self) -> None:
         """Beside the look, which may be what waits."""
+        self.age_health()
         for uses, limit in (
             (self.app.reads_in_use, READ_SECONDS),
             (self.app.writer.uses, WRITE_SECONDS),
@@ -117,6 +119,12 @@ class Watchdog(Service):
                     broken,
                 )
 
+    def age_health(self) -> None:
+        """Not ready when a look takes so long that `health` would be an old one."""
+        ago = self._clock() - self._looked
+        if ago >= STALLED_SECONDS:
+            self.health = Health((f"the last look was {ago:.0f} s ago",), None)
+
     async def look(self) -> str | None:
         """Look once and update `health`; says why when the process has to end."""
         reasons: list[str] = []
@@ -125,6 +133,7 @@ class Watchdog(Service):
         stalled = self._look_at_progress(reasons, lags, database)
         lag = None if lags is None else sum(lags.values())
         self.health = Health(tuple(reasons), lag, self._how_far_behind(lags or {}))
+        self._looked = self._clock()
         return stalled
 
     def _how_far_behind(self, lags: Mapping[TP, int]) -> dict[TP, Lag]:

@@ -154,6 +154,17 @@ def test_a_rebalance_without_kafka_or_the_database_is_no_reason_to_end(
     assert worker.look(lag, database=database)[1] is None
 
 
+def test_a_look_that_hangs_is_not_ready(worker: Worker) -> None:
+    """Else its health would stay what it was."""
+    worker.watchdog.health = watchdog.Health((), 0)
+    worker.now += watchdog.STALLED_SECONDS - 1
+    worker.watchdog.age_health()
+    assert worker.watchdog.health.ready
+    worker.now += 1
+    worker.watchdog.age_health()
+    assert worker.watchdog.health.reasons == ("the last look was 20 s ago",)
+
+
 def test_a_write_is_broken_off_before_it_is_a_standstill() -> None:
     # And only when the server's own limit did not end it.
     assert STATEMENT_TIMEOUT_MS / 1000 < watchdog.WRITE_SECONDS
