@@ -12,7 +12,7 @@ import msgspec
 
 from heartbeat_app.models import Heartbeat
 
-# The buffer is read in blocks of this many characters. psycopg2's default of 8 KiB
+# The buffer is read in blocks of this many bytes. psycopg2's default of 8 KiB
 # takes the interpreter's lock anew for each.
 COPY_BLOCK = 8 * 1024 * 1024
 
@@ -56,4 +56,4 @@ def _columns(beats: Sequence[Heartbeat]) -> Iterable[tuple[str, str, Heartbeat]]
 
 def copy_in(cursor: Any, statement: str, text: str) -> None:
     """Run a COPY … FROM STDIN with that text."""
-    cursor.copy_expert(statement, io.StringIO(text), size=COPY_BLOCK)
+    cursor.copy_expert(statement, io.BytesIO(text.encode()), size=COPY_BLOCK)
