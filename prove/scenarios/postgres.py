@@ -244,7 +244,10 @@ def freeze_inside_copy(world: World, worker: Worker, proxy: Proxy) -> None:
         # What is on its way arrives meanwhile; what is not yet sent does not.
         world.pause(0.5, 0.5)
         if world.scalar(inside, ports=proxy.ports()):
-            return
+            # More of it might have been in the proxy, on a busy machine.
+            world.pause(2.0, 2.0)
+            if world.scalar(inside, ports=proxy.ports()):
+                return
         worker.resume()
         world.pause(0.0, 0.3)
     raise AssertionError("the worker was never frozen inside COPY")
