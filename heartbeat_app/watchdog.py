@@ -77,6 +77,7 @@ class Watchdog(Service):
         self._signs: dict[object, tuple[object, float]] = {}
         self._waiting: dict[TP, Waiting] = {}
         self._looked = clock()
+        self._awake = 0.0  # seconds, without those in which the process was frozen
         super().__init__(**kwargs)
 
     def _watch_itself(self) -> None:
@@ -133,7 +134,6 @@ class Watchdog(Service):
         stalled = self._look_at_progress(reasons, lags, database)
         lag = None if lags is None else sum(lags.values())
         self.health = Health(tuple(reasons), lag, self._how_far_behind(lags or {}))
-        self._looked = self._clock()
         return stalled
 
     def _how_far_behind(self, lags: Mapping[TP, int]) -> dict[TP, Lag]:
@@ -203,9 +203,13 @@ class Watchdog(Service):
         well = database and lags is not None
         before, self._signs = self._signs, {}
 
+        # A process that was frozen between two looks has done nothing wrong.
+        self._awake += min(READ_SECONDS, self._clock() - self._looked)
+        self._looked = self._clock()
+        now = self._awake
+
         def unchanged(what: object, signs: object, *, waited_for: bool) -> float:
             """For how long it was waited for and showed no other sign, seconds."""
-            now = self._clock()
             sign, since = before.get(what, (None, now))
             if not waited_for or sign != signs:
                 since = now

@@ -52,7 +52,7 @@ def keys_between(
             position = begins.get(partition, 0)
             consumer.assign([TopicPartition(TOPIC, partition, position)])
             while position < end:
-                for message in consumer.consume(10_000, timeout=10):
+                for message in consumer.consume(10_000, timeout=0.5):
                     if message.error():
                         raise KafkaException(message.error())
                     position = int(message.offset() or 0) + 1

@@ -36,9 +36,17 @@ class Worker:
     def look(self, lag: int | None, *, database: bool = True) -> tuple[str, str | None]:
         """Reasons against readiness, and the reason for an end."""
         reasons: list[str] = []
+        self.before = lag, database
         lags = None if lag is None else {TOPIC: lag, OTHER: 0}
         stalled = self.watchdog._look_at_progress(reasons, lags, database)
         return ", ".join(reasons), stalled
+
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, looking every second and seeing the same as before."""
+        for _ in range(int(seconds)):
+            self.now += 1
+            self.look(self.before[0], database=self.before[1])
 
 
 @pytest.fixture
@@ -48,28 +56,28 @@ def worker() -> Worker:
 
 def test_nothing_to_do_is_no_standstill(worker: Worker) -> None:
     worker.look(0)
-    worker.now += 10_000
+    worker.wait(10_000)
     assert worker.look(0) == ("", None)
 
 
 def test_lag_without_a_move_is_not_ready_and_then_the_end(worker: Worker) -> None:
     worker.look(5)
-    worker.now += watchdog.STALLED_SECONDS - 1
+    worker.wait(watchdog.STALLED_SECONDS - 1)
     assert worker.look(5) == ("", None)
-    worker.now += 1
+    worker.wait(1)
     reasons, stalled = worker.look(5)
     assert "nothing of a partition was stored for 20 s, 5 are waiting" in reasons
     assert stalled is None
-    worker.now += watchdog.STANDSTILL_SECONDS - watchdog.STALLED_SECONDS
+    worker.wait(watchdog.STANDSTILL_SECONDS - watchdog.STALLED_SECONDS)
     assert "Nothing of a partition moved for 45 s" in (worker.look(5)[1] or "")
 
 
 def test_a_move_starts_the_time_anew(worker: Worker) -> None:
     worker.look(5)
-    worker.now += watchdog.STANDSTILL_SECONDS - 1
+    worker.wait(watchdog.STANDSTILL_SECONDS - 1)
     worker.lane.release(TOPIC, 103)
     assert worker.look(2) == ("", None)
-    worker.now += watchdog.STALLED_SECONDS - 1
+    worker.wait(watchdog.STALLED_SECONDS - 1)
     assert worker.look(2) == ("", None)
 
 
@@ -78,7 +86,7 @@ def test_a_partition_that_stands_still_is_seen_beside_one_that_moves(
 ) -> None:
     worker.look(5)
     for step in range(8):
-        worker.now += 10
+        worker.wait(10)
         worker.lane.release(OTHER, 200 + step)
         worker.writer.attempts[OTHER] += 1
         reasons, stalled = worker.look(5)
@@ -90,7 +98,7 @@ def test_retries_keep_it_alive_but_not_ready(worker: Worker) -> None:
     """A batch that the database refuses again and again needs a person, no restart."""
     worker.look(5)
     for _ in range(50):
-        worker.now += 10
+        worker.wait(10)
         worker.writer.attempts[TOPIC] += 1
         reasons, stalled = worker.look(5)
         assert stalled is None
@@ -101,13 +109,13 @@ def test_a_log_that_lost_its_end_waits_for_a_person(worker: Worker) -> None:
     """A worker that is started anew would read on in what is there by now."""
     worker.lane.partitions[TOPIC].truncated = True
     worker.look(5)
-    worker.now += 10_000
+    worker.wait(10_000)
     assert worker.look(5)[1] is None
 
 
 def test_a_database_that_is_away_is_no_reason_to_end(worker: Worker) -> None:
     worker.look(5)
-    worker.now += 10_000
+    worker.wait(10_000)
     assert worker.look(5, database=False)[1] is None
 
 
@@ -122,11 +130,11 @@ def test_a_worker_that_gets_no_partitions_is_ended(worker: Worker, count: int) -
     worker.lane.forget([TOPIC, OTHER])
     worker.rebalancing, worker.rebalancing_count = bool(count), count
     worker.look(0)
-    worker.now += watchdog.STANDSTILL_SECONDS - 1
+    worker.wait(watchdog.STANDSTILL_SECONDS - 1)
     reasons, stalled = worker.look(0)
     assert "being assigned" in reasons or "not joined" in reasons
     assert stalled is None
-    worker.now += 1
+    worker.wait(1)
     assert "got no partitions for 45 s" in (worker.look(0)[1] or "")
 
 
@@ -138,7 +146,7 @@ def test_a_rebalance_may_take_its_time(worker: Worker) -> None:
     worker.rebalancing = True
     for _ in range(5):
         worker.look(5)
-        worker.now += watchdog.STANDSTILL_SECONDS - 1
+        worker.wait(watchdog.STANDSTILL_SECONDS - 1)
         assert worker.look(5)[1] is None
         worker.rebalancing_count += 1
 
@@ -150,8 +158,16 @@ def test_a_rebalance_without_kafka_or_the_database_is_no_reason_to_end(
     worker.lane.forget([TOPIC, OTHER])
     worker.rebalancing = True
     worker.look(lag, database=database)
-    worker.now += 10_000
+    worker.wait(10_000)
     assert worker.look(lag, database=database)[1] is None
+
+
+def test_a_process_that_was_frozen_has_not_stood_still(worker: Worker) -> None:
+    worker.look(5)
+    worker.now += 10 * watchdog.STANDSTILL_SECONDS
+    assert worker.look(5)[1] is None
+    worker.wait(watchdog.STANDSTILL_SECONDS)
+    assert worker.look(5)[1] is not None
 
 
 def test_a_look_that_hangs_is_not_ready(worker: Worker) -> None:
