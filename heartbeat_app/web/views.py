@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 from faust.web import Request, Response, View
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.application import app
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.dead_letters import count_by_reason
 from heartbeat_app.storage.reads import read_recent
+
+# A page answers within a second, also while the database is slow.
+ANSWER_SECONDS = 0.8
 
 
 @app.page("/health/live", name="live")
@@ -52,6 +56,9 @@ class Metrics(View):
 class Stats(View):
     """What came in: the books by partition, rate, delay, refusals by reason."""
 
+    # Shared by all who ask meanwhile, so that a slow database is not asked more.
+    _reading: ClassVar[asyncio.Future[dict[str, Any] | None] | None] = None
+
     async def get(self, request: Request) -> Response:
         """Answer from the database, for all workers together; 503 without it."""
         health = app.watchdog.health
@@ -60,25 +67,31 @@ class Stats(View):
             "reasons": health.reasons,
             "lag": health.lag,
         }
-        try:
-            books = await asyncio.to_thread(read_books, app.reads)
-            recent = await asyncio.to_thread(read_recent, app.reads)
-            refused = await asyncio.to_thread(count_by_reason, app.reads)
-        except SQLAlchemyError:
+        if Stats._reading is None or Stats._reading.done():
+            reading = asyncio.to_thread(read_stats, app.reads)
+            Stats._reading = asyncio.ensure_future(reading)
+        await asyncio.wait([Stats._reading], timeout=ANSWER_SECONDS)
+        found = Stats._reading.result() if Stats._reading.done() else None
+        if found is None:
             return self.json(answer, status=503)
-        return self.json(
-            {
-                **answer,
-                **asdict(books.total),
-                "balanced": books.balanced,
-                "refused": refused,
-                **asdict(recent),
-                "partitions": [
-                    {
-                        **asdict(each),
-                        "updated_at": each.updated_at.isoformat(),
-                    }
-                    for each in books.partitions
-                ],
-            }
-        )
+        return self.json({**answer, **found})
+
+
+def read_stats(engine: Engine) -> dict[str, Any] | None:
+    """What the database tells of all workers together; None: it does not answer."""
+    try:
+        books = read_books(engine)
+        recent = read_recent(engine)
+        refused = count_by_reason(engine)
+    except SQLAlchemyError:
+        return None
+    return {
+        **asdict(books.total),
+        "balanced": books.balanced,
+        "refused": refused,
+        **asdict(recent),
+        "partitions": [
+            {**asdict(each), "updated_at": each.updated_at.isoformat()}
+            for each in books.partitions
+        ],
+    }

@@ -91,7 +91,7 @@ def burst(world: World, count: int) -> Iterator[Record]:
         yield number % PARTITIONS, key, BAD[reason](number)
 
 
-@scenario("records of 1 MB, beats and junk", quick=True)
+@scenario("records of 1 MB, beats and junk")
 def megabytes(world: World) -> None:
     world.topic.configure({"max.message.bytes": "2000000"})
     world.start_worker()
@@ -140,7 +140,7 @@ def odd_customers(world: World) -> None:
     flow(world)
 
 
-@scenario("headers with any bytes as names", quick=True)
+@scenario("headers with any bytes as names")
 def odd_headers(world: World) -> None:
     world.start_worker()
     flow(world)

@@ -80,7 +80,7 @@ def restart_kafka(world: World, *, kill: bool) -> None:
     world.wait_for_more("it goes on")
 
 
-@scenario("Kafka stopped and started, again and again", quick=True)
+@scenario("Kafka stopped and started, again and again")
 def kafka_restarted(world: World) -> None:
     with flowing(world):
         for _ in range(2):
@@ -269,7 +269,7 @@ def topic_remade_under_load(world: World) -> None:
         world.wait_until(lambda: all(w.is_running() for w in workers), "both run")
 
 
-@scenario("partitions added while beats flow, twice", quick=True)
+@scenario("partitions added while beats flow, twice")
 def partitions_added(world: World) -> None:
     for _ in range(2):
         world.start_worker()

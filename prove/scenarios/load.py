@@ -37,8 +37,7 @@ def slow_database(world: World) -> None:
 
 
 @scenario(
-    "a database ten times slower than the topic, with a backlog of 200,000 records",
-    quick=True,
+    "a database ten times slower than the topic, with a backlog of 200,000 records"
 )
 def slow_database_for_a_while(world: World) -> None:
     write_slowly(world, records=200_000, seconds=20.0)
@@ -193,9 +192,7 @@ def with_beats_of_now(world: World, clock: Clock | None = None) -> Iterator[Reco
             yield next(live)
 
 
-@scenario(
-    "a worker's clock an hour ahead, an hour behind, and set while it runs", quick=True
-)
+@scenario("a worker's clock an hour ahead, an hour behind, and set while it runs")
 def clock_moved(world: World) -> None:
     clock = Clock(world)
     clock.move(timedelta(hours=1))

@@ -143,7 +143,7 @@ def database_away_at_a_rebalance(world: World) -> None:
     require_no_restart(world)
 
 
-@scenario("all sessions of the workers terminated every second", quick=True)
+@scenario("all sessions of the workers terminated every second")
 def sessions_terminated(world: World) -> None:
     feed = world.stream()
     for _ in range(12):
@@ -367,7 +367,7 @@ def read_only(world: World) -> None:
     require_no_restart(world)
 
 
-@scenario("the disk of the tables full, and freed again", quick=True)
+@scenario("the disk of the tables full, and freed again")
 def disk_full(world: World) -> None:
     disk = SmallDisk(world, megabytes=192)
     execute(
@@ -421,7 +421,7 @@ def wal_disk_full(world: World) -> None:
     require_no_restart(world)
 
 
-@scenario("all connections taken by others for a while", quick=True)
+@scenario("all connections taken by others for a while")
 def too_many_connections(world: World) -> None:
     world.postgres.stop()
     world.postgres.config["max_connections"] = "24"
@@ -501,9 +501,7 @@ def restored_from_a_backup(world: World) -> None:
     require_logged(world, "Reading again from the ledger's offset")
 
 
-@scenario(
-    "the id sequence set back, to ids that are taken at the same instant", quick=True
-)
+@scenario("the id sequence set back, to ids that are taken at the same instant")
 def sequence_set_back(world: World) -> None:
     feed = world.stream()
     for number in range(3):
@@ -532,9 +530,7 @@ def sequence_set_back(world: World) -> None:
     require_no_restart(world)
 
 
-@scenario(
-    "migrations while beats flow: Alembic, columns, indexes, a table locked", quick=True
-)
+@scenario("migrations while beats flow: Alembic, columns, indexes, a table locked")
 def migrated_meanwhile(world: World) -> None:
     feed = world.stream()
     world.run_alembic("upgrade", "head")

@@ -104,7 +104,7 @@ def joining_and_leaving(world: World) -> None:
     feed.stop()
 
 
-@scenario("all three workers killed at once, again and again", quick=True)
+@scenario("all three workers killed at once, again and again")
 def all_killed_at_once(world: World) -> None:
     feed = world.stream(workers=3, rate=3_000)
     workers = world.workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -85,8 +86,8 @@ def test_the_pages_count_records(
     assert sensor["events_total"] == 3_000
     assert (sensor["messages_active"], sensor["events_active"]) == (0, 0)
 
-    status, stats = worker.get("/stats/")
-    assert status == 200
+    worker.wait_until(lambda: worker.get("/stats/")[0] == 200, "the database answers")
+    _, stats = worker.get("/stats/")
     assert stats["consumed"] == 3_000
     assert stats["stored"] == len(oracle.rows)
     assert stats["dead"] == len(oracle.refused) == sum(stats["refused"].values())
@@ -95,6 +96,22 @@ def test_the_pages_count_records(
     assert stats["stored_per_second"] > 0
     assert stats["delay_p50_seconds"] <= stats["delay_p95_seconds"]
     assert [each["partition"] for each in stats["partitions"]] == [0]
+
+
+def test_a_page_answers_at_once_while_the_database_does_not(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    topic.make(partitions=1)
+    worker = make_worker().start()
+    worker.wait_until(lambda: worker.get("/stats/")[0] == 200, "the database answers")
+    with engine.begin() as other:
+        other.execute(text("LOCK TABLE partition_ledger IN ACCESS EXCLUSIVE MODE"))
+        for _ in range(3):
+            began = time.monotonic()
+            status, told = worker.get("/stats/")
+            assert (status, set(told)) == (503, {"ready", "reasons", "lag"})
+            assert time.monotonic() - began < 2.0  # it waits for a lock for 5 s
+    worker.wait_until(lambda: worker.get("/stats/")[0] == 200, "it answers again")
 
 
 def test_the_pages_ask_for_the_token(

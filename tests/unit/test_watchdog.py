@@ -41,7 +41,6 @@ class Worker:
         stalled = self.watchdog._look_at_progress(reasons, lags, database)
         return ", ".join(reasons), stalled
 
-
     def wait(self, seconds: float) -> None:
         """Let time pass, looking every second and seeing the same as before."""
         for _ in range(int(seconds)):
