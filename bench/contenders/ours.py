@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from bench.contender import PythonContender, Task
-from tests.servers import child_environ
+from tests.servers import OWNER, child_environ
 
 
 class Ours(PythonContender):
@@ -24,7 +24,11 @@ class Ours(PythonContender):
 
     def environ(self, task: Task) -> dict[str, str]:
         return child_environ(
-            task.stage.servers.environ(
-                task.database, task.group, HEARTBEATS_TOPIC=task.topic
-            )
+            {
+                **task.stage.servers.environ(
+                    task.database, task.group, HEARTBEATS_TOPIC=task.topic
+                ),
+                # A worker has no business with the owner's login.
+                **dict.fromkeys(OWNER, ""),
+            }
         )
