@@ -217,13 +217,15 @@ class Watchdog(Service):
             return now - since
 
         rebalances = self.app.rebalancing_count
+        # While others come and go it may join again and again before it gets any.
+        group = rebalances, self.app.consumer.generation
         still = lifeless = 0.0
         for tp, partition in self.app.lane.partitions.items():
             # One that was truncated waits for a person.
             lag = not partition.truncated and (lags or {}).get(tp, 0) > 0
             done = partition.done
             attempts = self.app.writer.attempts[tp.topic, tp.partition]
-            life = done, attempts, rebalances, self.app.rebalancing
+            life = done, attempts, group, self.app.rebalancing
             still = max(still, unchanged((tp, "done"), done, waited_for=lag))
             lifeless = max(
                 lifeless, unchanged((tp, "life"), life, waited_for=lag and well)
@@ -234,7 +236,7 @@ class Watchdog(Service):
             reasons.append("the group's partitions are being assigned")
         joining = unchanged(
             "group",
-            rebalances,
+            group,
             waited_for=well and (self.app.rebalancing or not rebalances),
         )
         waiting = sum((lags or {}).values())

@@ -51,6 +51,11 @@ class LaneConsumer(driver.Consumer):
         self._thread.lane = self.lane
         self._read_offset = _ReadOffsets(self.lane)
 
+    @property
+    def generation(self) -> int:
+        """Of the group, as this member joined it last; -1: it is no member."""
+        return self._thread.generation
+
     def _new_consumer_thread(self) -> LaneThread:
         return LaneThread(self, loop=self.loop, beacon=self.beacon)
 

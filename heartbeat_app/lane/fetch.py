@@ -39,8 +39,8 @@ class Start(NamedTuple):
 class LaneThread(driver.AIOKafkaConsumerThread):
     """Faust's consumer thread; fetches of lane topics come out as chunks.
 
-    All methods but `wake` run in the thread's own loop, so that nothing else moves a
-    partition's position while a chunk is made of it.
+    All but `wake` and `generation` run in the thread's own loop, so that nothing else
+    moves a partition's position while a chunk is made of it.
     """
 
     lane: Lane
@@ -69,6 +69,12 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         consumer._isolation_level = "read_committed"
         consumer._fetch_max_bytes = MAX_FETCH_BYTES
         return consumer
+
+    @property
+    def generation(self) -> int:
+        """Of the group, as this member joined it last; -1: it is no member."""
+        consumer: Any = self._consumer
+        return -1 if consumer is None else int(consumer._coordinator.generation)
 
     def wake(self) -> None:
         """Tell the fetch that waits that there is room again; from any thread."""

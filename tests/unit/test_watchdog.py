@@ -31,6 +31,7 @@ class Worker:
         self.writer = SimpleNamespace(attempts=Counter())
         self.rebalancing = False
         self.rebalancing_count = 1
+        self.consumer = SimpleNamespace(generation=1)
         self.watchdog = Watchdog(self, clock=lambda: self.now)
 
     def look(self, lag: int | None, *, database: bool = True) -> tuple[str, str | None]:
@@ -147,7 +148,7 @@ def test_a_rebalance_may_take_its_time(worker: Worker) -> None:
         worker.look(5)
         worker.wait(watchdog.STANDSTILL_SECONDS - 1)
         assert worker.look(5)[1] is None
-        worker.rebalancing_count += 1
+        worker.consumer.generation += 1
 
 
 @pytest.mark.parametrize(("lag", "database"), [(None, True), (0, False)])
@@ -206,6 +207,7 @@ app = SimpleNamespace(
     admin=SimpleNamespace(topic_logs=lambda topics: {}),
     rebalancing=False,
     rebalancing_count=1,
+    consumer=SimpleNamespace(generation=1),
 )
 
 async def main():
