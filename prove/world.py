@@ -211,7 +211,7 @@ class World:
         if status != 0 and begun:
             self.outcome.complaints += [
                 f"SIGTERM of a worker: status {status}",
-                f"{worker.log_path.name}:\n{worker.log()[-3000:]}",
+                f"{worker.log_path.name}:\n{worker.log()[-20_000:]}",
             ]
 
     def ports_of(self, worker: Worker) -> list[int]:

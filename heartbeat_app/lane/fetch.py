@@ -25,7 +25,7 @@ MAX_CHUNK_BYTES = 16 * 1024 * 1024
 # each partition but for this limit.
 MAX_FETCH_BYTES = 8 * 1024 * 1024
 # Leaving the group takes some ms, the rest of a fetch that waits for records 1.5 s.
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = 2.0
 
 
 class Start(NamedTuple):
