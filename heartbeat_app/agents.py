@@ -7,7 +7,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any
 
-from faust.types import StreamT
+from faust.types import TP, StreamT
 
 from heartbeat_app import models
 from heartbeat_app.application import app
@@ -83,6 +83,7 @@ async def store(batch: Batch) -> None:
 async def write(batch: Batch) -> Written:
     """Write a batch in one of the writers' threads."""
     writing = app.writing.submit(app.writer.write, batch)
+    app.writes[TP(batch.topic, batch.partition)] = writing
     try:
         return await asyncio.shield(asyncio.wrap_future(writing))
     except asyncio.CancelledError:

@@ -8,12 +8,13 @@ import os
 import ssl
 import threading
 from collections.abc import Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 
 import faust
 import mode.loop
 from confluent_kafka import KafkaException
+from faust.types import TP
 from faust.types.auth import CredentialsT
 from faust.types.web import Web
 from faust.web.drivers.aiohttp import Web as AiohttpWeb
@@ -32,7 +33,7 @@ from heartbeat_app.lane import Lane, LaneApp
 from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.writer import Writer, Written
 from heartbeat_app.topics import ensure_topic
 from heartbeat_app.watchdog import Watchdog
 
@@ -71,6 +72,8 @@ class HeartbeatApp(LaneApp):
         )
         self.reads_in_use = Uses(self.reads)
         self.writing = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="writer")
+        # The last write of each partition, which may still wait for its turn.
+        self.writes: dict[TP, Future[Written]] = {}
         super().__init__(
             settings.kafka_group_id,
             lane=Lane(

@@ -224,8 +224,16 @@ class Watchdog(Service):
             # One that was truncated waits for a person.
             lag = not partition.truncated and (lags or {}).get(tp, 0) > 0
             done = partition.done
-            attempts = self.app.writer.attempts[tp.topic, tp.partition]
-            life = done, attempts, group, self.app.rebalancing
+            attempts = self.app.writer.attempts
+            write = self.app.writes.get(tp)
+            life = (
+                done,
+                attempts[tp.topic, tp.partition],
+                group,
+                self.app.rebalancing,
+                # While it waits for its turn, the turns of the others count.
+                write and not (write.running() or write.done()) and attempts.total(),
+            )
             still = max(still, unchanged((tp, "done"), done, waited_for=lag))
             lifeless = max(
                 lifeless, unchanged((tp, "life"), life, waited_for=lag and well)

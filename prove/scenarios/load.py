@@ -46,20 +46,17 @@ def slow_database_for_a_while(world: World) -> None:
 @scenario("a database so slow that a batch takes longer than a statement may")
 def very_slow_database(world: World) -> None:
     feed = world.feed()
-    # One partition's, so that a batch is as large as it gets.
+    # Four partitions' batches wait for two writers, longer than a standstill may take.
     feed.send_beats(
-        (
-            (f"customer-{each % 997}", BASE + timedelta(milliseconds=each), 60)
-            for each in range(60_000)
-        ),
-        partition=0,
+        (f"customer-{each % 997}", BASE + timedelta(milliseconds=each), 60)
+        for each in range(80_000)
     )
-    world.settled_within = 300.0
+    world.settled_within = 400.0
     with Proxy(world.postgres.port, bytes_a_second=30_000) as proxy:
         world.at_end(proxy.close)
         world.start_worker(POSTGRESQL_PORT=str(proxy.port))
         world.did("the way to PostgreSQL limited to 30 kB/s")
-        world.wait_until(lambda: world.lag() == 0, "all is stored", seconds=300)
+        world.wait_until(lambda: world.lag() == 0, "all is stored", seconds=400)
         require_logged(world, "too much at once")
         require_no_restart(world)
         for worker in world.workers:

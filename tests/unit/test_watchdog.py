@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -29,6 +30,7 @@ class Worker:
         self.lane.start(TOPIC, "id", 100, end=100)
         self.lane.start(OTHER, "id", 100, end=100)
         self.writer = SimpleNamespace(attempts=Counter())
+        self.writes: dict[TP, Future[None]] = {}
         self.rebalancing = False
         self.rebalancing_count = 1
         self.consumer = SimpleNamespace(generation=1)
@@ -92,6 +94,32 @@ def test_a_partition_that_stands_still_is_seen_beside_one_that_moves(
         reasons, stalled = worker.look(5)
     assert "nothing of a partition was stored for 80 s" in reasons
     assert "Nothing of a partition moved for 80 s" in (stalled or "")
+
+
+def test_a_batch_that_waits_for_its_turn_is_alive_while_others_are_written(
+    worker: Worker,
+) -> None:
+    """A slow database may take longer for those in front than a standstill may."""
+    write: Future[None] = Future()
+    worker.writes[TOPIC] = write
+    worker.look(5)
+    for _ in range(8):
+        worker.wait(30)
+        worker.writer.attempts[OTHER] += 1
+        assert worker.look(5)[1] is None
+    write.set_running_or_notify_cancel()
+    worker.look(5)
+    for _ in range(4):
+        worker.writer.attempts[OTHER] += 1
+        worker.wait(watchdog.STANDSTILL_SECONDS / 4 + 1)
+    assert worker.look(5)[1] is not None
+
+
+def test_no_turn_for_anybody_is_a_standstill(worker: Worker) -> None:
+    worker.writes[TOPIC] = Future()
+    worker.look(5)
+    worker.wait(watchdog.STANDSTILL_SECONDS)
+    assert worker.look(5)[1] is not None
 
 
 def test_retries_keep_it_alive_but_not_ready(worker: Worker) -> None:
