@@ -219,13 +219,13 @@ GUARDS = {guard.name: guard for guard in (
     ),
     Guard(
         "an-outage-is-no-bad-record",
-        "only what a row holds makes it a dead letter, by SQLSTATE",
-        "read-only",
+        "only what a row holds makes it a dead letter, by SQLSTATE and constraint",
+        "migrated-meanwhile",
         (
             Patch(
                 "heartbeat_app/storage/errors.py",
-                '    return state.startswith("22") or (\n',
-                '    return state.startswith(("22", "25")) or (\n',
+                '        state.startswith("23") and constraint(error) in ROW_CONSTRAINTS\n',
+                '        state.startswith("23")\n',
             ),
         ),
     ),

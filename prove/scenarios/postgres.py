@@ -510,7 +510,8 @@ def sequence_set_back(world: World) -> None:
         world.wait_until(lambda: world.lag() == 0, "all is read")
         # An id and its instant are a key, too: only beats of one instant can clash.
         instant = BASE - timedelta(days=1, seconds=number)
-        crowd = [(f"first-{each}", instant, 60) for each in range(6)]
+        # More than a batch of the others tries at once, in each of its ways.
+        crowd = [(f"first-{each}", instant, 60) for each in range(60)]
         feed.send_beats(crowd, partition=0)
         world.wait_until(lambda: world.lag() == 0, "the crowd is stored")
         lowest = world.scalar(
