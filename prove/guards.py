@@ -224,7 +224,8 @@ GUARDS = {guard.name: guard for guard in (
         (
             Patch(
                 "heartbeat_app/storage/errors.py",
-                '        state.startswith("23") and constraint(error) in ROW_CONSTRAINTS\n',
+                '        state.startswith("23") and constraint(error) in'
+                " ROW_CONSTRAINTS\n",
                 '        state.startswith("23")\n',
             ),
         ),

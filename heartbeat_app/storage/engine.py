@@ -56,12 +56,13 @@ def make_engine(
             "options": options,
             # Whatever PGCLIENTENCODING says: there is no beat that UTF-8 cannot hold.
             "client_encoding": "utf8",
-            # A peer that went silent is given up after about 10 s.
+            # A peer that went silent is given up after about 10 s; one that is too
+            # busy to take what was sent to it gets more time, see SLOW_SECONDS.
             "keepalives": 1,
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
-            "tcp_user_timeout": 10_000,
+            "tcp_user_timeout": 30_000,
         },
     )
 
