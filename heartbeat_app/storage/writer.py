@@ -113,7 +113,8 @@ class Writer:
         self._repeating: set[tuple[str, int]] = set()
         # How many records go into a transaction, of partitions that write slowly.
         self._most: dict[tuple[str, int], int] = {}
-        # How often a write of a partition has ended, whichever way.
+        # Signs of life by partition: how often a write has made its days, or has ended,
+        # whichever way.
         self.attempts: Counter[tuple[str, int]] = Counter()
         self.uses = Uses(engine)
 
@@ -159,6 +160,7 @@ class Writer:
         """Write a batch in one transaction."""
         try:
             batch = self._make_days(batch)
+            self.attempts[batch.topic, batch.partition] += 1
             began = time.perf_counter()
             with self._engine.begin() as connection:
                 raw: Any = connection.connection.dbapi_connection

@@ -24,7 +24,7 @@ from tests.servers import Worker
 # What a beat is on the way to PostgreSQL: most batches hold a beat that came before,
 # and are sent twice.
 BYTES_A_BEAT = 90
-MEMORY_LIMIT_MB = 300
+MEMORY_LIMIT_MB = 350
 PATHS = ("/health/live", "/health/ready", "/stats/")
 
 
@@ -49,7 +49,7 @@ def very_slow_database(world: World) -> None:
     # Four partitions' batches wait for two writers, longer than a standstill may take.
     feed.send_beats(
         (f"customer-{each % 997}", BASE + timedelta(milliseconds=each), 60)
-        for each in range(80_000)
+        for each in range(60_000)
     )
     world.settled_within = 400.0
     with Proxy(world.postgres.port, bytes_a_second=30_000) as proxy:
