@@ -224,7 +224,7 @@ def test_a_read_only_database_refuses_nothing_and_is_noticed_when_it_is_over(
     assert_outage(lambda: writer.write(batch), kept)  # the ended session
     error = assert_outage(lambda: writer.write(batch), kept)
     assert errors.sqlstate(error) == "25006"
-    assert writer.attempts.total() == attempts + 2
+    assert writer.attempts.total() >= attempts + 2
     kept.do(f'ALTER DATABASE "{name}" SET default_transaction_read_only = off')
     # Sessions of the read-only time stay read-only.
     assert_stored_once(writer, kept)
