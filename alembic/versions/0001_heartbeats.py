@@ -23,7 +23,9 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 AS $$
     WITH bounds AS (
         SELECT ARRAY[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
-                     1, 2, 5, 10, 30, 60, 300, 3600]::DOUBLE PRECISION[] AS upper
+                     1, 2, 5, 10, 30, 60, 300, 3600]::DOUBLE PRECISION[] AS upper,
+               -- What is divided until nothing is left of it is an error.
+               CASE WHEN abs(q) < 1e-300 THEN 0 ELSE q END AS share
     ), buckets AS (
         SELECT ordinality AS bucket,
                count,
@@ -35,10 +37,10 @@ AS $$
         WHEN bucket > cardinality(upper) THEN upper[cardinality(upper)]
         ELSE coalesce(upper[bucket - 1], 0)
              + (upper[bucket] - coalesce(upper[bucket - 1], 0))
-             * ((q * total - (running - count)) / count)::DOUBLE PRECISION
+             * ((share * total - (running - count)) / count)::DOUBLE PRECISION
         END
     FROM buckets, bounds
-    WHERE count > 0 AND running >= q * total
+    WHERE count > 0 AND running >= share * total
     ORDER BY bucket
     LIMIT 1
 $$

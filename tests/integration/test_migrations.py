@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, text
@@ -450,6 +450,8 @@ HISTOGRAMS = st.lists(st.integers(0, 10**12), min_size=BUCKETS, max_size=BUCKETS
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(histogram=HISTOGRAMS, q=st.floats(0, 1))
+@example(histogram=one_hot(0, 3), q=5e-324)
+@example(histogram=one_hot(5, 10**12), q=1e-300)
 def test_any_quantile_is_what_counting_gives(
     kept: Kept, histogram: list[int], q: float
 ) -> None:
