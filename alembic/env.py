@@ -19,10 +19,9 @@ if context.config.config_file_name is not None:
 
 
 def include_name(name: str | None, kind: str, parents: object) -> bool:
-    """Leave out the partitions of days, which are made at run time: no drift."""
-    return not (
-        kind == "table" and name and re.fullmatch(r"heartbeats_\d{4}_\d\d_\d\d", name)
-    )
+    """Leave out the partitions of days and months, made at run time: no drift."""
+    partition = r"heartbeats_(\d{4}_\d\d_\d\d|(minute|hour)_\d{4}_\d\d)"
+    return not (kind == "table" and name and re.fullmatch(partition, name))
 
 
 def run_migrations_offline() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,26 @@ class Settings:
     )
     retention_days: int | None = _setting(
         _whole(1, 36_500),
-        "A beat older than this is refused; unset: kept for ever.",
+        "A beat older than this is refused, and dropped a day later; unset: kept for "
+        "ever.",
+        default=None,
+    )
+    minutes_retention_days: int | None = _setting(
+        _whole(1, 36_500),
+        "Roll-ups by minute are dropped when their month is older than this; unset: "
+        "kept for ever.",
+        default=None,
+    )
+    hours_retention_days: int | None = _setting(
+        _whole(1, 36_500),
+        "Roll-ups by hour are dropped when their month is older than this; unset: "
+        "kept for ever.",
+        default=None,
+    )
+    dead_letters_retention_days: int | None = _setting(
+        _whole(1, 36_500),
+        "A dead letter that came longer ago than this is dropped; unset: kept for "
+        "ever.",
         default=None,
     )
     web_bind: str = _setting(
@@ -235,6 +254,26 @@ class Settings:
 def variables() -> dict[str, dataclasses.Field[Any]]:
     """Every setting's field by the name of its environment variable."""
     return {f.name.upper(): f for f in dataclasses.fields(Settings)}
+
+
+# What is made of the other is kept at least as long.
+COARSER = (
+    ("RETENTION_DAYS", "MINUTES_RETENTION_DAYS"),
+    ("MINUTES_RETENTION_DAYS", "HOURS_RETENTION_DAYS"),
+)
+
+
+def _wrong_retention(values: Mapping[str, Any]) -> Iterator[str]:
+    for fine, coarse in COARSER:
+        kept, needed = values.get(coarse.lower()), values.get(fine.lower())
+        if kept is not None and (needed is None or needed > kept):
+            at_most = (
+                f"{fine} is {needed}" if needed else f"{fine} is not set (for ever)"
+            )
+            yield (
+                f"{coarse} is {kept}, but {at_most}; what is coarser must be kept at "
+                "least as long"
+            )
 
 
 def load_settings(
@@ -275,6 +314,7 @@ def load_settings(
                 wrong.append(
                     f"{name} is not set; KAFKA_SECURITY_PROTOCOL={protocol} needs it"
                 )
+    wrong.extend(_wrong_retention(values))
     if wrong:
         raise ConfigurationError("Wrong settings:\n  " + "\n  ".join(wrong))
     return Settings(**values)

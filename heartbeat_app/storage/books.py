@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import datetime
 
-from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, func, select, text
 
-from heartbeat_app.storage import days
-from heartbeat_app.storage.tables import dead_letters, heartbeats, partition_ledger
+from heartbeat_app.storage import days, rollup
+from heartbeat_app.storage.tables import (
+    dead_letters,
+    dropped_days,
+    dropped_dead_letters,
+    partition_ledger,
+)
 
 # Counting locks a day's partition and its indexes until the transaction ends, and
 # all days at once are more than a server with PostgreSQL's defaults has locks for
@@ -20,7 +25,12 @@ DAYS_A_COUNT = 50
 
 @dataclass(frozen=True, slots=True)
 class PartitionBooks:
-    """One row of the ledger, and how many dead letters there are of its partition."""
+    """One row of the ledger, and how many dead letters there are of its partition.
+
+    Attributes:
+        dead_letters: How many there are.
+        dropped_dead_letters: How many there were that the retention dropped.
+    """
 
     topic: str
     topic_id: str
@@ -36,6 +46,7 @@ class PartitionBooks:
     gap: int
     updated_at: datetime
     dead_letters: int
+    dropped_dead_letters: int = 0
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}] (topic id {self.topic_id})"
@@ -59,10 +70,14 @@ class PartitionBooks:
                 f"{self.missing:,} + gap {self.gap:,} = {accounted:,}; "
                 f"{_off_by(offsets - accounted)}."
             )
-        if self.dead != self.dead_letters:
+        letters = self.dead_letters + self.dropped_dead_letters
+        if self.dead != letters:
+            dropped = ""
+            if self.dropped_dead_letters:
+                dropped = f" + dropped by retention {self.dropped_dead_letters:,}"
             yield (
                 f"{self}: dead {self.dead:,}, but counted dead letters are "
-                f"{self.dead_letters:,}; {_off_by(self.dead_letters - self.dead)}."
+                f"{self.dead_letters:,}{dropped}; {_off_by(letters - self.dead)}."
             )
 
 
@@ -80,10 +95,19 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How many rows `heartbeats` has, and how many a replay of dead letters stored."""
+    """How many rows `heartbeats` has, and what its roll-ups make of them.
+
+    Attributes:
+        counted: How many rows there are.
+        replayed: How many a replay of dead letters stored.
+        dropped: How many there were that the retention dropped.
+        rollups: What of the roll-ups is not what the rows give, in words.
+    """
 
     counted: int
     replayed: int
+    dropped: int = 0
+    rollups: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +154,17 @@ class Books:
         if self.rows is None:
             return
         stored = self.total.stored
-        expected = stored + self.rows.replayed
+        expected = stored + self.rows.replayed - self.rows.dropped
         if self.rows.counted != expected:
+            dropped = ""
+            if self.rows.dropped:
+                dropped = f" - dropped by retention {self.rows.dropped:,}"
             yield (
                 f"heartbeats has {self.rows.counted:,} rows, but stored {stored:,} + "
-                f"stored by replay {self.rows.replayed:,} = {expected:,}; "
+                f"stored by replay {self.rows.replayed:,}{dropped} = {expected:,}; "
                 f"{_off_by(self.rows.counted - expected)}."
             )
+        yield from self.rows.rollups
 
 
 def _off_by(difference: int) -> str:
@@ -147,10 +175,14 @@ def read_books(engine: Engine, *, deep: bool = False) -> Books:
     """Read the books in one snapshot, so that workers may write meanwhile.
 
     Arguments:
-        deep: Also count the rows of `heartbeats`, which reads them all and takes a
-            second connection of the engine.
+        deep: Also count the rows of `heartbeats` and compare its roll-ups, which reads
+            them all and takes a second connection of the engine.
     """
     with _snapshot(engine) as connection:
+        if deep:
+            # No day is detached meanwhile. Before the snapshot is taken: what was
+            # detached before is then known to be.
+            connection.execute(text("LOCK TABLE ONLY heartbeats IN ACCESS SHARE MODE"))
         letters: dict[tuple[str, int], int] = {
             (topic_id, partition): count
             for topic_id, partition, count in connection.execute(
@@ -159,11 +191,19 @@ def read_books(engine: Engine, *, deep: bool = False) -> Books:
                 ).group_by(dead_letters.c.topic_id, dead_letters.c.partition)
             )
         }
+        c = dropped_dead_letters.c
+        dropped: dict[tuple[str, int], int] = {
+            (topic_id, partition): count
+            for topic_id, partition, count in connection.execute(
+                select(c.topic_id, c.partition, c.letters)
+            )
+        }
         ledger = partition_ledger.c
         partitions = [
             PartitionBooks(
                 **row._mapping,
                 dead_letters=letters.pop((row.topic_id, row.partition), 0),
+                dropped_dead_letters=dropped.get((row.topic_id, row.partition), 0),
             )
             for row in connection.execute(
                 select(partition_ledger).order_by(
@@ -195,12 +235,15 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
     # What reads for hours is not stuck; and the first connection idles meanwhile.
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-    replayed = connection.scalar(
+    replayed = connection.execute(
         select(func.count()).where(dead_letters.c.replay_outcome == "stored")
-    )
+    ).scalar_one()
+    replayed += _sum(connection, dropped_dead_letters.c.replayed)
+    dropped = _sum(connection, dropped_days.c.rows)
     existing = sorted(days.existing_days(connection))
     snapshot: str = connection.execute(select(func.pg_export_snapshot())).scalar_one()
     counted = 0
+    wrong: list[str] = []
     for first in range(0, len(existing), DAYS_A_COUNT):
         with _snapshot(engine) as counting:
             # Before anything else: it may not follow a query.
@@ -208,20 +251,25 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
                 text("SET TRANSACTION SNAPSHOT :snapshot"), {"snapshot": snapshot}
             )
             counting.execute(text("SET LOCAL statement_timeout = 0"))
-            counted += _count(counting, existing[first : first + DAYS_A_COUNT])
-    return Rows(counted, replayed or 0)
+            for day in existing[first : first + DAYS_A_COUNT]:
+                counted += days.count(counting, day)
+                wrong.extend(rollup.problems(counting, day))
+    wrong.extend(_dropped_problems(connection))
+    return Rows(counted, replayed, dropped, tuple(wrong))
 
 
-def _count(connection: Connection, some: Iterable[date]) -> int:
-    """Day by day, through the table: the worker's role has no right to a partition.
+def _sum(connection: Connection, column: ColumnElement[int]) -> int:
+    return int(connection.scalar(select(func.sum(column))) or 0)
 
-    With a day's bounds PostgreSQL opens and locks that day's partition only.
-    """
-    at = heartbeats.c.timestamp
-    total = 0
-    for day in some:
-        begin = datetime.combine(day, time.min, UTC)
-        total += connection.execute(
-            select(func.count()).where(at >= begin, at < begin + timedelta(days=1))
-        ).scalar_one()
-    return total
+
+def _dropped_problems(connection: Connection) -> Iterator[str]:
+    """Dropped days whose roll-ups do not have as many beats as the day had."""
+    c = dropped_days.c
+    kept = days.existing_months(connection, "heartbeats_hour")
+    for day, rows in connection.execute(select(c.day, c["rows"]).order_by(c.day)):
+        rolled_up = rollup.count_rolled_up(connection, day)
+        if day.replace(day=1) in kept and rolled_up != rows:
+            yield (
+                f"heartbeats_hour_all has {rolled_up:,} beats of {day}, which had "
+                f"{rows:,} when it was dropped; {_off_by(rolled_up - rows)}."
+            )

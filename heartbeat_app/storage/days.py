@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, date, timedelta
 from itertools import islice
@@ -9,6 +10,7 @@ from itertools import islice
 from sqlalchemy import Connection, Engine, func, select, text
 
 from heartbeat_app.models import Heartbeat
+from heartbeat_app.storage import marks, tables
 
 # Each day costs a few locks in every statement that cannot leave it out (a scan over
 # 3,000 days ran out of lock slots with PostgreSQL's defaults), so their number is
@@ -25,6 +27,11 @@ def bounds(day: date) -> tuple[str, str]:
     return f"{day} 00:00:00+00", f"{day + timedelta(days=1)} 00:00:00+00"
 
 
+def day_table(day: date) -> str:
+    """Name of the day's partition."""
+    return f"heartbeats_{day:%Y_%m_%d}"
+
+
 def days_of(beats: Sequence[Heartbeat]) -> set[date]:
     """The UTC days of the beats."""
     if not beats:
@@ -38,16 +45,45 @@ def days_of(beats: Sequence[Heartbeat]) -> set[date]:
 
 
 def existing_days(connection: Connection) -> set[date]:
-    """The days that have a partition."""
+    """The days that have a partition, and not one that is being detached."""
+    return {
+        date.fromisoformat(found.replace("_", "-"))
+        for found in _partitions(connection, "heartbeats", r"\d{4}_\d\d_\d\d")
+    }
+
+
+def existing_months(connection: Connection, parent: str) -> set[date]:
+    """The first days of the months that a table of roll-ups has partitions for."""
+    return {
+        date.fromisoformat(found.replace("_", "-") + "-01")
+        for found in _partitions(connection, parent, r"\d{4}_\d\d")
+    }
+
+
+def _partitions(connection: Connection, parent: str, suffix: str) -> list[str]:
+    """How the names of a table's partitions end."""
     names = connection.execute(
         text(
             "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid"
-            " WHERE i.inhparent = 'heartbeats'::regclass"
-            r" AND c.relname ~ '^heartbeats_\d{4}_\d\d_\d\d$'"
-        )
+            " WHERE i.inhparent = CAST(:parent AS regclass) AND NOT i.inhdetachpending"
+        ),
+        {"parent": parent},
     ).scalars()
-    prefix = len("heartbeats_")
-    return {date.fromisoformat(name[prefix:].replace("_", "-")) for name in names}
+    found = [re.fullmatch(f"{parent}_({suffix})", name) for name in names]
+    return [match[1] for match in found if match]
+
+
+def count(connection: Connection, day: date) -> int:
+    """How many beats a day has."""
+    at = tables.heartbeats.c.timestamp
+    since, until = marks.day_span(day)
+    counted = select(func.count()).where(at >= since, at < until)
+    return connection.execute(counted).scalar_one()
+
+
+def dropped_days(connection: Connection) -> set[date]:
+    """The days that the retention dropped, or is about to."""
+    return set(connection.scalars(select(tables.dropped_days.c.day)))
 
 
 def ensure_days(engine: Engine, days: Iterable[date]) -> None:
@@ -61,7 +97,19 @@ def ensure_days(engine: Engine, days: Iterable[date]) -> None:
     while some := list(islice(wanted, DAYS_A_TRANSACTION)):
         with engine.begin() as connection:
             for day in some:
-                connection.execute(select(func.make_day(day)))
+                if connection.scalar(select(func.make_day(day))):
+                    _mark_day(connection, day)
+
+
+def _mark_day(connection: Connection, day: date) -> None:
+    """Mark the beats of a day: one that somebody detached has brought its own."""
+    at = tables.heartbeats.c.timestamp
+    since, until = marks.day_span(day)
+    ends = connection.execute(
+        select(func.min(at), func.max(at)).where(at >= since, at < until)
+    ).one()
+    if ends[0] is not None:
+        marks.mark_spans(connection, [marks.span(*ends)])
 
 
 def affordable(new: Collection[date], existing: int, today: date) -> set[date]:

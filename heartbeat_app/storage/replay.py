@@ -7,8 +7,9 @@ Each batch of letters is one transaction:
 1. make the partitions of the days of its valid beats, in a transaction of their own
 2. lock the letters that are still to be replayed and that nobody else has locked
 3. insert the valid beats that are not there
-4. tell duplicates from conflicts among those that are
-5. note the outcomes, commit
+4. mark the minutes of those that were stored for the roll-ups
+5. tell duplicates from conflicts among those that are
+6. note the outcomes, commit
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import days, errors
+from heartbeat_app.storage import days, errors, marks
 from heartbeat_app.storage.tables import dead_letters, heartbeats
 from heartbeat_app.validation import Reason, Refusal, Rules, check
 
@@ -172,23 +173,34 @@ def _bounded(sizes: Sequence[tuple[int, int]]) -> list[int]:
     return ids
 
 
-def _refuse_too_many_days(
-    engine: Engine, batch: _Batch, now: datetime, *, make: bool
-) -> None:
-    """Refuse the beats whose day is one too many; make the other days if wanted."""
+def _refuse_days(engine: Engine, batch: _Batch, now: datetime, *, make: bool) -> None:
+    """Refuse the beats whose day was dropped or is one too many.
+
+    Arguments:
+        make: Make the other days.
+    """
     wanted = days.days_of([b for b in batch.values() if isinstance(b, Heartbeat)])
     if not wanted:
         return
     with engine.connect() as connection:
         existing = days.existing_days(connection)
+        dropped = days.dropped_days(connection) - existing
     affordable = days.affordable(
-        wanted - existing, existing=len(existing), today=now.astimezone(UTC).date()
+        wanted - existing - dropped,
+        existing=len(existing),
+        today=now.astimezone(UTC).date(),
     )
     if make and affordable:
         days.ensure_days(engine, affordable)
     for letter_id, found in batch.items():
-        if isinstance(found, Heartbeat) and _day(found) not in affordable | existing:
-            batch[letter_id] = Refusal(Reason.TOO_MANY_DAYS, "")
+        if isinstance(found, Refusal) or _day(found) in affordable | existing:
+            continue
+        batch[letter_id] = Refusal(
+            Reason.TIMESTAMP_PAST_RETENTION
+            if _day(found) in dropped
+            else Reason.TOO_MANY_DAYS,
+            "",
+        )
 
 
 def _day(beat: Heartbeat) -> date:
@@ -201,7 +213,7 @@ def _store_patiently(
     """Store a batch; again when it only lost against another transaction."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _refuse_too_many_days(engine, batch, now, make=True)
+            _refuse_days(engine, batch, now, make=True)
             return _store(engine, batch, which)
         except DBAPIError as error:
             lost = errors.sqlstate(error) in _LOST_AGAINST_ANOTHER
@@ -237,6 +249,7 @@ def _store(engine: Engine, batch: _Batch, which: ColumnElement[bool]) -> _Outcom
                 raise
             stored = _insert_one_by_one(connection, beats, outcomes)
         outcomes.update(dict.fromkeys(stored, STORED))
+        marks.mark(connection, [beats[letter_id].timestamp for letter_id in stored])
         rest = {i: b for i, b in beats.items() if i not in outcomes}
         rates = _rates_there(connection, rest.values())
         for letter_id, beat in rest.items():
@@ -336,7 +349,7 @@ def _foresee(
     Arguments:
         foreseen: The beats that earlier batches would have stored; added to.
     """
-    _refuse_too_many_days(engine, batch, now, make=False)
+    _refuse_days(engine, batch, now, make=False)
     beats = [found for found in batch.values() if isinstance(found, Heartbeat)]
     with engine.connect() as connection:
         rates = _rates_there(connection, beats)

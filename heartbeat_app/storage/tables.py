@@ -6,6 +6,7 @@ from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    Date,
     DateTime,
     Double,
     Index,
@@ -13,6 +14,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    SmallInteger,
     String,
     Table,
     Text,
@@ -120,4 +122,96 @@ ingest_minute = Table(
     Column("write_seconds", Double, nullable=False),
     PrimaryKeyConstraint("topic_id", "partition", "minute", name="ingest_minute_pkey"),
     Index("idx_ingest_minute_minute", "minute"),
+)
+
+
+def _rollup(name: str, begin: str) -> Table:
+    """What one customer's beats were in each minute, or hour."""
+    return Table(
+        name,
+        metadata,
+        Column("customer_id", String(255), nullable=False),
+        _instant(begin),
+        Column("count", BigInteger, nullable=False),
+        Column("sum", BigInteger, nullable=False),
+        # Heart rates; the first and the last are those of the timestamps.
+        Column("min", SmallInteger, nullable=False),
+        Column("max", SmallInteger, nullable=False),
+        Column("first", SmallInteger, nullable=False),
+        Column("last", SmallInteger, nullable=False),
+        PrimaryKeyConstraint("customer_id", begin, name=f"{name}_pkey"),
+        Index(f"idx_{name}_{begin}", begin),
+        postgresql_partition_by=f"RANGE ({begin})",
+    )
+
+
+def _rollup_of_all(name: str, begin: str) -> Table:
+    """What the beats of all customers were in each minute, or hour."""
+    return Table(
+        name,
+        metadata,
+        _instant(begin),
+        Column("customers", BigInteger, nullable=False),
+        Column("count", BigInteger, nullable=False),
+        Column("sum", BigInteger, nullable=False),
+        Column("min", SmallInteger, nullable=False),
+        Column("max", SmallInteger, nullable=False),
+        # Element n: how many beats had the heart rate n; as long as `max`.
+        Column("histogram", ARRAY(BigInteger), nullable=False),
+        PrimaryKeyConstraint(begin, name=f"{name}_pkey"),
+    )
+
+
+# The roll-ups, partitioned by UTC month; the functions of migration 0002 write them.
+heartbeats_minute = _rollup("heartbeats_minute", "minute")
+heartbeats_hour = _rollup("heartbeats_hour", "hour")
+heartbeats_minute_all = _rollup_of_all("heartbeats_minute_all", "minute")
+heartbeats_hour_all = _rollup_of_all("heartbeats_hour_all", "hour")
+
+# Minutes to work out again, from `since` up to, not including, `until`. Only added to
+# and taken from: with a unique key a mark that is made while the job takes its equal
+# would be lost, and two workers would wait for each other.
+rollup_marks = Table(
+    "rollup_marks",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    _instant("since"),
+    _instant("until"),
+    Column(
+        "marked_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=text("now()"),
+    ),
+)
+
+# Days that the retention took out of `heartbeats`; they never come back by themselves.
+dropped_days = Table(
+    "dropped_days",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("rows", BigInteger, nullable=False),
+    _instant("detached_at"),
+    _instant("dropped_at", nullable=True),
+)
+
+# For how many days what is kept; without a row: for ever. `alembic upgrade` writes it,
+# and the functions that drop go by it: the worker's role may only read it.
+retention = Table(
+    "retention",
+    metadata,
+    Column("table_name", Text, primary_key=True),
+    Column("days", Integer, nullable=False),
+    CheckConstraint("days >= 1", name="retention_days_positive"),
+)
+
+# How many dead letters the retention deleted, and how many of them a replay stored.
+dropped_dead_letters = Table(
+    "dropped_dead_letters",
+    metadata,
+    Column("topic_id", Text, nullable=False),
+    Column("partition", Integer, nullable=False),
+    _count("letters"),
+    _count("replayed"),
+    PrimaryKeyConstraint("topic_id", "partition", name="dropped_dead_letters_pkey"),
 )

@@ -4,7 +4,8 @@
 2. lock the partition's row of the ledger
 3. compare: what lies below its next offset was stored before (the fence); a batch
    that begins above it means that the ledger went back: nothing is written
-4. insert the beats; those that conflict or are rejected join the dead letters
+4. insert the beats and mark their minutes for the roll-ups; beats that conflict or are
+   rejected join the dead letters
 5. insert the dead letters
 6. add the batch to its minute and to the ledger, whose constraints check the sums
 7. commit
@@ -29,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
 from heartbeat_app.exceptions import LedgerWentBackError
-from heartbeat_app.storage import days, errors, ingest, ledger
+from heartbeat_app.storage import days, errors, ingest, ledger, marks
 from heartbeat_app.storage.beats import insert_beats
 from heartbeat_app.storage.engine import Uses
 from heartbeat_app.storage.tables import dead_letters
@@ -58,6 +59,9 @@ END_BLOCKERS = text(
 # byte takes two characters, and some records of a megabyte fit into a small fetch.
 MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 
+DROPPED_DETAIL = (
+    "Its day was dropped by the retention (RETENTION_DAYS), and does not come back."
+)
 CONFLICT_DETAIL = (
     "A beat of this customer at this instant is stored with another heart rate; the "
     "first one stays."
@@ -192,21 +196,20 @@ class Writer:
             return batch
         with self._engine.connect() as connection:
             self._known_days = days.existing_days(connection)
-        new -= self._known_days
+            new -= self._known_days
+            dropped = new & days.dropped_days(connection)
+        new -= dropped
         made = days.affordable(
             new, existing=len(self._known_days), today=self._clock().date()
         )
         days.ensure_days(self._engine, made)
         self._known_days |= made
-        too_many = new - made
-        if not too_many:
-            return batch
-        wrong = [
-            index
-            for index, beat in enumerate(batch.beats)
-            if beat.timestamp.astimezone(UTC).date() in too_many
-        ]
-        return refuse_beats(batch, wrong, Reason.TOO_MANY_DAYS, TOO_MANY_DAYS_DETAIL)
+        batch = _refuse_days(
+            batch, dropped, Reason.TIMESTAMP_PAST_RETENTION, DROPPED_DETAIL
+        )
+        return _refuse_days(
+            batch, new - made, Reason.TOO_MANY_DAYS, TOO_MANY_DAYS_DETAIL
+        )
 
     def _write(self, connection: Connection, batch: Batch) -> Written:
         began = time.perf_counter()
@@ -227,6 +230,7 @@ class Writer:
             self._repeating.add(row)
         else:
             self._repeating.discard(row)
+        marks.mark(connection, inserted.stored)
         refused = [
             *batch.refused,
             *(
@@ -317,6 +321,18 @@ class Writer:
                 blocker,
                 application,
             )
+
+
+def _refuse_days(batch: Batch, wrong: set[date], reason: Reason, detail: str) -> Batch:
+    """The batch with the beats of these days refused."""
+    if not wrong:
+        return batch
+    indexes = [
+        index
+        for index, beat in enumerate(batch.beats)
+        if beat.timestamp.astimezone(UTC).date() in wrong
+    ]
+    return refuse_beats(batch, indexes, reason, detail)
 
 
 def insert_dead_letters(

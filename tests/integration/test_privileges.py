@@ -17,6 +17,7 @@ from heartbeat_app.storage.days import ensure_days, existing_days
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.reads import read_recent
 from heartbeat_app.storage.replay import replay
+from heartbeat_app.storage.rollup import Job, read_backlog
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.validation import Rules
 from tests.servers import Servers, alembic
@@ -33,6 +34,19 @@ from tests.storing import (
 pytestmark = pytest.mark.integration
 
 NOT_ALLOWED = "42501"
+WRITTEN = (
+    "heartbeats", "partition_ledger", "dead_letters", "ingest_minute", "rollup_marks",
+)  # fmt: skip
+# The database's functions write these, or the owner.
+READ = (
+    "heartbeats_minute", "heartbeats_hour", "heartbeats_minute_all",
+    "heartbeats_hour_all", "dropped_days", "dropped_dead_letters", "retention",
+)  # fmt: skip
+FUNCTIONS = (
+    "detach_day", "drop_day", "drop_dead_letters", "drop_rollup_month",
+    "finish_detaching", "make_day", "make_rollup_month", "roll_up_hour",
+    "roll_up_minutes", "settle_marks",
+)  # fmt: skip
 TODAY = START.date()
 
 
@@ -75,6 +89,9 @@ def test_all_that_a_worker_and_the_commands_do_works(
     assert books.balanced
     assert books.rows is not None
     assert books.rows.counted == 7
+    assert Job(worker).run_pass()
+    with worker.connect() as connection:
+        assert read_backlog(connection).minutes == 0
     read_recent(worker)
     [letter, *_] = dead_letters.list_letters(worker, limit=1)
     assert dead_letters.get_letter(worker, letter.id)
@@ -86,21 +103,21 @@ def test_it_has_these_rights_and_cannot_hand_them_on(kept: Kept) -> None:
         "SELECT table_name, privilege_type, is_grantable"
         " FROM information_schema.role_table_grants WHERE grantee = 'worker'"
     )
-    tables = ("heartbeats", "partition_ledger", "dead_letters", "ingest_minute")
     assert set(found) == {
-        (table, right, "NO") for table in tables for right in ("SELECT", "INSERT")
+        *((table, "SELECT", "NO") for table in (*WRITTEN, *READ)),
+        *((table, "INSERT", "NO") for table in WRITTEN),
     }
 
 
-@pytest.mark.parametrize(
-    "table", ["heartbeats", "partition_ledger", "dead_letters", "ingest_minute"]
-)
+@pytest.mark.parametrize("table", [*WRITTEN, *READ])
 def test_it_may_neither_delete_nor_change_a_table(
     worker: Engine, kept: Kept, writer: Writer, table: str
 ) -> None:
     writer.write(batch_of([*beats(2), None]))
     before = kept.everything()
     with worker.connect() as connection:
+        if table in READ:
+            assert refused(connection, f"INSERT INTO {table} SELECT") == NOT_ALLOWED
         for statement in (
             f"DELETE FROM {table}",
             f"TRUNCATE {table}",
@@ -219,19 +236,19 @@ def test_it_takes_its_words_from_nobody(worker: Engine, kept: Kept) -> None:
     ]
 
 
-def test_its_search_path_is_fixed_and_only_the_worker_may_call_it(kept: Kept) -> None:
-    [(path, definer, rights)] = kept.all(
-        "SELECT proconfig, prosecdef, proacl::text FROM pg_proc"
-        " WHERE proname = 'make_day'"
+def test_their_search_path_is_fixed_and_only_the_worker_may_call_them(
+    kept: Kept,
+) -> None:
+    """All that have the owner's rights."""
+    found = kept.all(
+        "SELECT proname, proconfig, proacl::text FROM pg_proc WHERE prosecdef"
+        " AND pronamespace = 'public'::regnamespace ORDER BY proname"
     )
-    assert path == ["search_path=pg_catalog, public, pg_temp"]
-    assert definer
-    assert rights == "{owner=X/owner,worker=X/owner}"
-    # It is the only one that has the owner's rights.
-    assert kept.all(
-        "SELECT proname FROM pg_proc WHERE prosecdef"
-        " AND pronamespace = 'public'::regnamespace"
-    ) == [("make_day",)]
+    assert tuple(row.proname for row in found) == FUNCTIONS
+    for row in found:
+        public = " public," if row.proname == "make_day" else ""
+        assert f"search_path=pg_catalog,{public} pg_temp" in row.proconfig
+        assert row.proacl == "{owner=X/owner,worker=X/owner}"
 
 
 def test_days_wait_for_each_other(worker: Engine, kept: Kept) -> None:

@@ -107,6 +107,9 @@ WRONG = {
     "SYNTHETIC_SEED": ["-1", str(2**63), "x"],
     "MAX_FUTURE_SECONDS": ["-1", "nan", "inf", "-inf", "5m"],
     "RETENTION_DAYS": ["0", "-1", "36501", "1.5", "ever"],
+    "MINUTES_RETENTION_DAYS": ["0", "36501", "x"],
+    "HOURS_RETENTION_DAYS": ["0", "36501", "x"],
+    "DEAD_LETTERS_RETENTION_DAYS": ["0", "36501", "x"],
     "WEB_PORT": ["0", "65536", "http"],
 }  # fmt: skip
 
@@ -166,6 +169,37 @@ def test_an_owner_needs_a_user_and_a_password(given: str) -> None:
         f"POSTGRESQL_OWNER_{other} is not set; POSTGRESQL_OWNER_{given} needs it"
         in words
     )
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ("MINUTES_RETENTION_DAYS=9", "RETENTION_DAYS is not set (for ever)"),
+        ("RETENTION_DAYS=10 MINUTES_RETENTION_DAYS=9", "RETENTION_DAYS is 10"),
+        ("HOURS_RETENTION_DAYS=9", "MINUTES_RETENTION_DAYS is not set (for ever)"),
+        (
+            "RETENTION_DAYS=5 MINUTES_RETENTION_DAYS=10 HOURS_RETENTION_DAYS=9",
+            "MINUTES_RETENTION_DAYS is 10",
+        ),
+    ],
+)
+def test_what_is_coarser_is_kept_at_least_as_long(environ: str, words: str) -> None:
+    found = why_refused(dict(each.split("=") for each in environ.split()))
+    assert f"_RETENTION_DAYS is 9, but {words}; " in found
+
+
+def test_retentions_that_go_together() -> None:
+    settings = load(
+        {
+            "RETENTION_DAYS": "10",
+            "MINUTES_RETENTION_DAYS": "10",
+            "HOURS_RETENTION_DAYS": "11",
+            "DEAD_LETTERS_RETENTION_DAYS": "1",
+        }
+    )
+    assert settings.minutes_retention_days == 10
+    assert load({"RETENTION_DAYS": "10"}).hours_retention_days is None
+    assert load({"DEAD_LETTERS_RETENTION_DAYS": "10"}).retention_days is None
 
 
 def test_an_error_ends_a_command_with_its_message_and_status_1() -> None:

@@ -1,0 +1,268 @@
+"""Works the roll-ups out again where beats came in: exact, whatever their order.
+
+A pass of the job looks at the hours that are marked, the latest first, each in a
+transaction of its own:
+1. take the lock of the roll-ups, or leave the work to the session that has it
+2. read the marks of the hour
+3. count their minutes anew from the beats, in later statements, which so see all beats
+   whose marks were read; add the hour up from its minutes
+4. take away the marks that were read, as far as this hour reaches
+5. commit
+
+A mark that was made meanwhile stays for the next pass, so no beat that was not seen is
+forgotten. Killed at any point, the rest is still marked. Any worker may run passes: the
+lock, which ends with its session, lets one at a time write.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+
+from sqlalchemy import Connection, Engine, func, select, text
+
+from heartbeat_app.storage.marks import DAY, HOUR, MINUTE, day_span, merged
+from heartbeat_app.storage.tables import heartbeats_hour_all, rollup_marks
+
+# All that change roll-ups, or what they are made of, take it: see migration 0002.
+ADVISORY_LOCK = 0x726F6C6C
+EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+# A pass ends after about so long, so that the present is not behind years that are
+# being worked out.
+PASS_SECONDS = 10.0
+# A statement that takes longer than the first gets fewer minutes the next time, one
+# that takes less than the second gets more; from one minute to an hour.
+LONG_SECONDS = 2.0
+SHORT_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Minutes to be worked out, from `since` up to, not including, `until`; in UTC."""
+
+    id: int
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is still to be worked out.
+
+    Attributes:
+        minutes: How many minutes are marked.
+        oldest: When the oldest mark was made; None where there is none.
+    """
+
+    minutes: int
+    oldest: datetime | None
+
+
+class Job:
+    """Works out what is marked, pass by pass; of one thread.
+
+    Arguments:
+        engine: Of one connection.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._step = 10 * MINUTE  # for one statement
+
+    def run_pass(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Work out what is marked now; whether all of it was done, by whomever.
+
+        Arguments:
+            stopped: Asked after each hour; the rest is left to the next pass.
+        """
+        enough = time.monotonic() + PASS_SECONDS
+        with self._engine.connect() as connection:
+            hours = {hour for each in read_marks(connection) for hour in _hours(each)}
+        for hour in sorted(hours, reverse=True):
+            if stopped() or time.monotonic() > enough:
+                return False
+            with self._engine.begin() as connection:
+                if not _lock(connection):
+                    return True  # another worker is at it
+                marks = read_marks(connection, hour, hour + HOUR)
+                if marks:
+                    self._work_out(connection, hour, marks)
+                    _settle(connection, hour, marks)
+        return True
+
+    def _work_out(
+        self, connection: Connection, hour: datetime, marks: Sequence[Mark]
+    ) -> None:
+        for since, until in merged((each.since, each.until) for each in marks):
+            since, until = max(since, hour), min(until, hour + HOUR)
+            while since < until:
+                part = min(until, since + self._step)
+                began = time.monotonic()
+                connection.execute(select(func.roll_up_minutes(since, part)))
+                self._adapt(time.monotonic() - began)
+                since = part
+        connection.execute(select(func.roll_up_hour(hour)))
+
+    def _adapt(self, seconds: float) -> None:
+        if seconds > LONG_SECONDS:
+            self._step = max(MINUTE, self._step // 2 // MINUTE * MINUTE)
+        elif seconds < SHORT_SECONDS:
+            self._step = min(HOUR, self._step * 2)
+
+
+def read_marks(
+    connection: Connection,
+    since: datetime = EARLIEST,
+    until: datetime = LATEST,
+) -> list[Mark]:
+    """The marks that there are between these instants."""
+    c = rollup_marks.c
+    query = select(c.id, c.since, c.until).where(c.since < until, c.until > since)
+    return [
+        Mark(row.id, row.since.astimezone(UTC), row.until.astimezone(UTC))
+        for row in connection.execute(query)
+    ]
+
+
+def read_backlog(connection: Connection) -> Backlog:
+    """What is still to be worked out."""
+    spans = merged((each.since, each.until) for each in read_marks(connection))
+    oldest = connection.scalar(select(func.min(rollup_marks.c.marked_at)))
+    return Backlog(
+        sum((until - since) // MINUTE for since, until in spans),
+        oldest and oldest.astimezone(UTC),
+    )
+
+
+def _hours(mark: Mark) -> Iterator[datetime]:
+    """The hours that a mark touches."""
+    hour = mark.since.replace(minute=0)
+    while hour < mark.until:
+        yield hour
+        hour += HOUR
+
+
+def _lock(connection: Connection) -> bool:
+    locked = connection.scalar(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK)))
+    return bool(locked)
+
+
+def _settle(connection: Connection, hour: datetime, marks: Sequence[Mark]) -> None:
+    """Take away what of these marks lies in the hour.
+
+    By their ids: what was marked since they were read is not settled.
+    """
+    ids = [each.id for each in marks]
+    connection.execute(select(func.settle_marks(ids, hour, hour + HOUR)))
+
+
+# What the roll-ups should be, worked out in another way than the functions do it:
+# first and last by sorting. The full join finds also what is there and should not be.
+# What is marked may differ.
+MINUTES_OFF = text(
+    """
+SELECT count(*), min(minute) FROM (
+    SELECT customer_id, date_trunc('minute', "timestamp", 'UTC') AS minute,
+           count(*) AS count, sum(heart_rate) AS sum,
+           min(heart_rate) AS min, max(heart_rate) AS max,
+           (array_agg(heart_rate ORDER BY "timestamp"))[1] AS first,
+           (array_agg(heart_rate ORDER BY "timestamp" DESC))[1] AS last
+    FROM heartbeats
+    WHERE "timestamp" >= :since AND "timestamp" < :until
+    GROUP BY 1, 2
+) AS beats
+FULL JOIN (
+    SELECT * FROM heartbeats_minute WHERE minute >= :since AND minute < :until
+) AS there USING (customer_id, minute)
+WHERE (beats.count, beats.sum, beats.min, beats.max, beats.first, beats.last)
+    IS DISTINCT FROM
+    (there.count, there.sum, there.min, there.max, there.first, there.last)
+AND NOT EXISTS (
+    SELECT FROM rollup_marks AS mark
+    WHERE mark.since <= minute AND mark.until > minute
+)
+"""
+)
+HOURS_OFF = text(
+    """
+SELECT count(*), min(hour) FROM (
+    SELECT customer_id, date_trunc('hour', minute, 'UTC') AS hour,
+           sum(count) AS count, sum(sum) AS sum, min(min) AS min, max(max) AS max,
+           (array_agg(first ORDER BY minute))[1] AS first,
+           (array_agg(last ORDER BY minute DESC))[1] AS last
+    FROM heartbeats_minute
+    WHERE minute >= :since AND minute < :until
+    GROUP BY 1, 2
+) AS minutes
+FULL JOIN (
+    SELECT * FROM heartbeats_hour WHERE hour >= :since AND hour < :until
+) AS there USING (customer_id, hour)
+WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.first,
+       minutes.last)
+    IS DISTINCT FROM
+    (there.count, there.sum, there.min, there.max, there.first, there.last)
+"""
+)
+# The histograms against the beats of all customers.
+OF_ALL_OFF = text(
+    """
+SELECT count(*), min(minute) FROM (
+    SELECT minute, sum(count) AS count, sum(sum) AS sum, min(min) AS min,
+           max(max) AS max, count(*) AS customers
+    FROM heartbeats_minute
+    WHERE minute >= :since AND minute < :until
+    GROUP BY minute
+) AS minutes
+FULL JOIN (
+    SELECT *, (SELECT sum(n) FROM unnest(histogram) AS n) AS counted,
+           (SELECT sum(n * rate) FROM unnest(histogram) WITH ORDINALITY AS h(n, rate))
+               AS summed
+    FROM heartbeats_minute_all WHERE minute >= :since AND minute < :until
+) AS there USING (minute)
+WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.customers,
+       minutes.count, minutes.sum)
+    IS DISTINCT FROM
+    (there.count, there.sum, there.min, there.max, there.customers, there.counted,
+     there.summed)
+"""
+)
+
+
+# More are compared hour by hour, so that no statement sorts for minutes.
+COMPARED_AT_ONCE = 5_000_000
+
+
+def problems(connection: Connection, day: date) -> Iterator[str]:
+    """What of the roll-ups of a day does not equal what it is made of, in words.
+
+    What is marked, and so not worked out yet, is left out. Reads all beats of the day.
+    """
+    since, until = day_span(day)
+    step = DAY if count_rolled_up(connection, day) <= COMPARED_AT_ONCE else HOUR
+    while since < until:
+        for name, query, made_of in (
+            ("heartbeats_minute", MINUTES_OFF, "heartbeats"),
+            ("heartbeats_hour", HOURS_OFF, "heartbeats_minute"),
+            ("heartbeats_minute_all", OF_ALL_OFF, "heartbeats_minute"),
+        ):
+            bounds = {"since": since, "until": since + step}
+            count, first = connection.execute(query, bounds).one()
+            if count:
+                yield (
+                    f"{name} has {count:,} rows of {day} that are not what {made_of} "
+                    f"gives, the first of {first.astimezone(UTC):%H:%M} UTC."
+                )
+        since += step
+
+
+def count_rolled_up(connection: Connection, day: date) -> int:
+    """How many beats of a day the roll-ups hold."""
+    since, until = day_span(day)
+    hours = heartbeats_hour_all.c
+    counted = connection.scalar(
+        select(func.sum(hours["count"])).where(hours.hour >= since, hours.hour < until)
+    )
+    return int(counted or 0)
