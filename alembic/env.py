@@ -11,6 +11,7 @@ from sqlalchemy import Connection, create_engine, pool
 
 from heartbeat_app.config import load_settings
 from heartbeat_app.storage.engine import database_url
+from heartbeat_app.storage.retention import Kept
 from heartbeat_app.storage.roles import ensure_roles, forget_roles
 from heartbeat_app.storage.tables import metadata
 
@@ -51,17 +52,18 @@ def run_migrations_online() -> None:
         )
         with context.begin_transaction():
             context.run_migrations()
-            roles_follow(connection)
+            settings_follow(connection)
     engine.dispose()
 
 
-def roles_follow(connection: Connection) -> None:
-    """After each `alembic upgrade` the roles have what they need, and no more."""
+def settings_follow(connection: Connection) -> None:
+    """After each `alembic upgrade` roles and retention are what the settings say."""
     running, *_ = getattr(context.config.cmd_opts, "cmd", (None,))
     heads = set(context.get_context().get_current_heads())
     if running is command.upgrade:
         if heads == set(ScriptDirectory.from_config(context.config).get_heads()):
             ensure_roles(connection, load_settings())
+            Kept.of(load_settings()).write(connection)
     elif running is command.downgrade and not heads:
         forget_roles(connection, load_settings())
 

@@ -30,6 +30,7 @@ from heartbeat_app.access import Access
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
+from heartbeat_app.maintenance import Maintenance
 from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
@@ -122,7 +123,7 @@ class HeartbeatApp(LaneApp):
 
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """The lane's services, and the watchdog, which has to see all of them."""
-        return [self.watchdog, *super().on_init_dependencies()]
+        return [self.watchdog, self.maintenance, *super().on_init_dependencies()]
 
     def _new_web(self) -> Web:
         web = super()._new_web()
@@ -135,6 +136,11 @@ class HeartbeatApp(LaneApp):
     def watchdog(self) -> Watchdog:
         """What the health pages ask."""
         return Watchdog(self, loop=self.loop, beacon=self.beacon)
+
+    @cached_property
+    def maintenance(self) -> Maintenance:
+        """Roll-ups, partitions and retention."""
+        return Maintenance(self.settings, loop=self.loop, beacon=self.beacon)
 
     @cached_property
     def metrics(self) -> Metrics:

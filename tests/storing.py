@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
+import psycopg2
 from sqlalchemy import Engine, text
 
 from heartbeat_app.batches import Batch, Refused
@@ -172,3 +174,22 @@ def rows_of(beats: Sequence[Heartbeat]) -> list[tuple[str, datetime, int]]:
     """The rows that beats become, in the order of `Kept.beats`."""
     rows = [(b.customer_id, b.timestamp.astimezone(UTC), b.heart_rate) for b in beats]
     return sorted(rows, key=lambda row: (row[0].encode(), row[1]))
+
+
+def cut_short(engine: Engine, partition: str) -> None:
+    """A DETACH CONCURRENTLY that was broken off while it waited for a reader."""
+    with engine.begin() as reader:
+        reader.execute(text("SELECT count(*) FROM heartbeats"))
+        url = engine.url
+        other = psycopg2.connect(
+            host=url.host, port=url.port, user=url.username, password=url.password,
+            dbname=url.database,
+        )  # fmt: skip
+        other.autocommit = True
+        with other.cursor() as cursor:
+            cursor.execute("SET lock_timeout = '100ms'")
+            with suppress(psycopg2.errors.LockNotAvailable):
+                cursor.execute(
+                    f"ALTER TABLE heartbeats DETACH PARTITION {partition} CONCURRENTLY"
+                )
+        other.close()

@@ -73,22 +73,42 @@ class Uses:
     The limits above are the server's own, or those of a network that is gone. A server
     that hangs, or a proxy that swallows everything, keeps none of them and does not
     close the connection either: only breaking it off helps.
+
+    Arguments:
+        by_statement: Since when means since the last answer, not since it was taken
+            from the pool: for transactions that may take long, but whose statements
+            may not.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, by_statement: bool = False) -> None:
         # psycopg2's connections; times of time.monotonic().
         self._since: dict[Any, float] = {}
         # Before SQLAlchemy itself asks a new connection for the server's version.
         event.listen(engine, "connect", self._begin, insert=True)
         event.listen(engine, "checkout", self._begin)
+        if by_statement:
+            event.listen(engine, "after_cursor_execute", self._go_on)
         for ending in ("checkin", "invalidate", "close"):
             event.listen(engine, ending, self._end)
 
     def _begin(self, connection: Any, *_: object) -> None:
         self._since[connection] = time.monotonic()
 
+    def _go_on(self, _: object, cursor: Any, *__: object) -> None:
+        self._begin(cursor.connection)
+
     def _end(self, connection: Any, *_: object) -> None:
         self._since.pop(connection, None)
+
+    def cancel(self) -> None:
+        """Ask the server to end the statements that run; they raise in their threads.
+
+        Also those whose answer nobody would wait for: a connection that is broken off
+        lets its statement run on.
+        """
+        for connection in list(self._since):
+            with suppress(psycopg2.Error):
+                connection.cancel()
 
     def break_off(self, *, after_seconds: float = 0.0) -> int:
         """Break off what waits for longer, from another thread; it raises there.

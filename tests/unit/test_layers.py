@@ -21,7 +21,15 @@ LAYERS = (
     ("config",),
     ("models", "validation", "batches"),
     ("lane", "storage", "kafka", "embedded", "waiting"),
-    ("topics", "recordings", "synthetic", "audit", "watchdog", "access"),
+    (
+        "topics",
+        "recordings",
+        "synthetic",
+        "audit",
+        "watchdog",
+        "maintenance",
+        "access",
+    ),
     ("metrics",),
     ("application",),
 )
