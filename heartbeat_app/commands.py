@@ -1,4 +1,4 @@
-"""The commands beside Faust's own: demo, send, books, dead-letters.
+"""The commands beside Faust's own: demo, send, books, partitions, dead-letters.
 
 They are click commands of Faust's group, so that `heartbeat_app …` and
 `faust -A heartbeat_app …` both know them. Not Faust's AppCommand: it runs an event
@@ -35,6 +35,7 @@ from heartbeat_app.sending import Sender, Tally, paced
 from heartbeat_app.storage import dead_letters, errors
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.replay import Replayed, replay
 from heartbeat_app.validation import Reason, Rules
 
@@ -191,7 +192,11 @@ def _bytes_of(files: tuple[str, ...]) -> int | None:
 
 @cli.command()
 @_json_option
-@click.option("--deep", is_flag=True, help="Also count the rows; reads them all.")
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also count the rows and compare the roll-ups; reads them all.",
+)
 @click.pass_context
 def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
     """Tell whether the books balance.
@@ -230,6 +235,23 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             "checked."
         )
     click.echo(report.balance(result))
+
+
+@cli.command()
+@_json_option
+@click.pass_context
+def partitions(ctx: click.Context, as_json: bool) -> None:
+    """List the days: rows, size, roll-up state, when each is dropped.
+
+    Also the months of roll-ups, and how much the retention dropped. Rows are what
+    PostgreSQL's statistics say; `books --deep` counts.
+    """
+    with _database("partitions") as engine:
+        found = read_partitions(engine)
+    if _wants_json(ctx, as_json):
+        click.echo(report.partitions_json(found))
+    else:
+        click.echo(report.partitions_table(found))
 
 
 @cli.group("dead-letters")

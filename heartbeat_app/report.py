@@ -6,13 +6,14 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 
 from heartbeat_app.audit import Audit, Line
 from heartbeat_app.sending import Tally
 from heartbeat_app.storage.books import PartitionBooks, Total
 from heartbeat_app.storage.dead_letters import Contents, Letter
+from heartbeat_app.storage.partitions import Day, Partitions
 from heartbeat_app.storage.replay import STORED, Replayed
 
 # Of a value, for a person; --json gives all of it.
@@ -102,11 +103,12 @@ def books_table(audit: Audit) -> str:
         parts.append(_columns([head, sums]))
     if not audit.lines:
         parts.append("Nothing was read yet.")
-    if audit.books.rows is not None:
-        parts.append(
-            f"{_many(audit.books.rows.counted, 'row')} in heartbeats, "
-            f"{audit.books.rows.replayed:,} of them stored by replay."
-        )
+    rows = audit.books.rows
+    if rows is not None:
+        words = f"{_many(rows.counted, 'row')} in heartbeats"
+        if rows.dropped:
+            words += f"; {rows.dropped:,} more were dropped by the retention"
+        parts.append(f"{words}, {rows.replayed:,} of them stored by replay.")
     return "\n".join(parts)
 
 
@@ -161,6 +163,7 @@ def books_json(audit: Audit, trouble: str | None) -> str:
                 "lag": audit.lag,
                 "rows": rows.counted if rows else None,
                 "replayed": rows.replayed if rows else None,
+                "dropped": rows.dropped if rows else None,
             },
             "partitions": [_line_json(line) for line in audit.lines],
         }
@@ -178,6 +181,74 @@ def _line_json(line: Line) -> dict[str, object]:
         "log_end": line.log.end if line.log else None,
         "lag": line.lag,
     }
+
+
+# partitions
+
+
+def partitions_table(found: Partitions) -> str:
+    """The days, the months of roll-ups, and what was dropped."""
+    if not found.days and not found.dropped_days:
+        return "There are no days yet."
+    parts = []
+    if found.days:
+        head = ("day", "rows about", "size", "rolled up", "state", "dropped on")
+        rows = [
+            (day.day, day.rows, _size(day.bytes), day.rolled_up, _state(day),
+             day.drop_on or "never")
+            for day in found.days
+        ]  # fmt: skip
+        parts.append(_columns([head, *rows]))
+    if found.months:
+        head_of_months = ("roll-ups", "month", "rows about", "size", "dropped on")
+        months = [
+            (month.table, f"{month.month:%Y-%m}", month.rows, _size(month.bytes),
+             month.drop_on or "never")
+            for month in found.months
+        ]  # fmt: skip
+        parts.append(_columns([head_of_months, *months]))
+    size = sum(day.bytes for day in found.days)
+    size += sum(month.bytes for month in found.months)
+    words = f"{_many(len(found.days), 'day')}, {_size(size)} with roll-ups."
+    if found.dropped_days:
+        words += (
+            f" Dropped by the retention: {_many(found.dropped_days, 'day')} with "
+            f"{_beats(found.dropped_rows)}."
+        )
+    if found.leaving:
+        words += f" Being dropped: {', '.join(map(str, found.leaving))}."
+    return "\n\n".join([*parts, words])
+
+
+def _state(day: Day) -> str:
+    if day.marked_minutes:
+        return f"{_many(day.marked_minutes, 'minute')} to roll up"
+    return "rolled up"
+
+
+def _size(count: int) -> str:
+    """Bytes for a person, in powers of 1,000."""
+    if count < 1_000_000:
+        return f"{count / 1e3:.0f} kB"
+    if count < 1_000_000_000:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:,.1f} GB"
+
+
+def partitions_json(found: Partitions) -> str:
+    """Everything that the tables say."""
+    return _json(
+        {
+            "days": [
+                {**asdict(day), "rolled_up_completely": not day.marked_minutes}
+                for day in found.days
+            ],
+            "rollup_months": [asdict(month) for month in found.months],
+            "dropped_days": found.dropped_days,
+            "dropped_rows": found.dropped_rows,
+            "leaving": list(found.leaving),
+        }
+    )
 
 
 # dead-letters
@@ -356,6 +427,6 @@ def _json(value: Any) -> str:
 
 
 def _json_default(value: object) -> str:
-    if isinstance(value, datetime):
+    if isinstance(value, date):  # and datetimes, which are dates
         return value.isoformat()
     raise TypeError(f"{value!r} has no place in JSON")

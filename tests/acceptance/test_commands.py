@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from heartbeat_app.config import Settings
 from heartbeat_app.kafka import Admin
+from heartbeat_app.storage.rollup import Job
 from tests.booked import Shelf, execute, record
 from tests.servers import PROJECT, Topic, free_port, run, wait_until
 from tests.typed import FAUST, typed
@@ -44,7 +45,7 @@ print(json.dumps(dict(helps(click.Context(cli, None, "heartbeat_app", **width)))
 def test_the_documents_show_the_commands_help(environ: dict[str, str]) -> None:
     helps: dict[str, str] = json.loads(run(environ, sys.executable, "-c", PRINT_HELP))
     main = helps.pop("heartbeat_app")
-    for command in ("worker", "demo", "send", "books", "dead-letters"):
+    for command in ("worker", "demo", "send", "books", "partitions", "dead-letters"):
         assert re.search(rf"^  {command} +\S", main, re.MULTILINE), command
     text = (PROJECT / "docs" / "commands.md").read_text()
     shown = re.findall(r"```text\n(Usage: .*?)\n```", text, re.DOTALL)
@@ -94,7 +95,7 @@ def test_books_that_balance(
     assert (found["balanced"], found["kafka_checked"]) == (True, True)
     assert found["total"] == {
         "consumed": 3, "stored": 1, "duplicate": 1, "dead": 1, "missing": 0, "gap": 0,
-        "lag": 3, "rows": 1, "replayed": 0,
+        "lag": 3, "rows": 1, "replayed": 0, "dropped": 0,
     }  # fmt: skip
     first, second = found["partitions"]
     assert (first["next_offset"], first["log_end"], first["lag"]) == (3, 5, 2)
@@ -145,7 +146,9 @@ def test_books_while_kafka_is_away(environ: dict[str, str], engine: Engine) -> N
     assert server in found["kafka_error"]
 
 
-@pytest.mark.parametrize("command", [["books"], ["dead-letters", "list"]])
+@pytest.mark.parametrize(
+    "command", [["books"], ["partitions"], ["dead-letters", "list"]]
+)
 def test_says_that_postgresql_is_away(
     environ: dict[str, str], command: list[str]
 ) -> None:
@@ -161,6 +164,54 @@ def test_says_that_the_tables_are_missing(environ: dict[str, str]) -> None:
     done = typed({**environ, "POSTGRESQL_DATABASE": "postgres"}, "dead-letters", "list")
     assert done.status == 1
     assert "Run `alembic upgrade head`." in done.err
+
+
+def test_partitions(environ: dict[str, str], engine: Engine) -> None:
+    assert typed(environ, "partitions").out == "There are no days yet.\n"
+    shelf = Shelf(engine)
+    shelf.book(record(), record("bert"), record(timestamp="2025-12-01T10:00:00Z"))
+    Job(engine).run_pass()
+    shelf.book(record("carl"))
+    # A session tells what it wrote when it ends, if not before; were that after
+    # ANALYZE, the statistics would count its rows twice.
+    engine.dispose()
+    others = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    options = {"isolation_level": "AUTOCOMMIT"}  # each look is a new one
+    with engine.connect().execution_options(**options) as connection:
+        wait_until(lambda: connection.scalar(text(others)) == 0, "no other session")
+    execute(engine, "ANALYZE")
+    execute(
+        engine, "INSERT INTO dropped_days VALUES ('2025-11-30', 1200, now(), now())"
+    )
+    # What counts is what the owner wrote into the database.
+    execute(engine, "INSERT INTO retention VALUES ('heartbeats', 30)")
+    done = typed(environ, "partitions")
+    assert (done.status, done.err) == (0, "")
+    lines = [re.split(r"  +", line.strip()) for line in done.out.splitlines()]
+    assert lines[0] == ["day", "rows about", "size", "rolled up", "state", "dropped on"]
+    assert lines[1][0:2] == ["2025-12-01", "1"]
+    assert lines[1][3:] == ["1", "rolled up", "2026-01-02"]
+    assert lines[2][0:2] == ["2026-01-01", "3"]
+    assert lines[2][3:] == ["2", "1 minute to roll up", "2026-02-02"]
+    months = [(line[0], line[1], line[-1]) for line in lines[5:9]]
+    assert months == [
+        ("heartbeats_minute", "2025-12", "never"),
+        ("heartbeats_minute", "2026-01", "never"),
+        ("heartbeats_hour", "2025-12", "never"),
+        ("heartbeats_hour", "2026-01", "never"),
+    ]
+    assert done.out.endswith("Dropped by the retention: 1 day with 1,200 beats.\n")
+    found = json.loads(typed(environ, "partitions", "--json").out)
+    assert found["dropped_rows"] == 1200
+    [_, day] = found["days"]
+    assert day.pop("bytes") > 8192
+    assert day == {
+        "day": "2026-01-01", "rows": 3, "rolled_up": 2, "marked_minutes": 1,
+        "drop_on": "2026-02-02", "rolled_up_completely": False,
+    }  # fmt: skip
 
 
 def test_dead_letters_from_list_to_replay(

@@ -15,8 +15,11 @@ from heartbeat_app.storage import dead_letters, errors
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.days import ensure_days, existing_days
 from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.reads import read_recent
 from heartbeat_app.storage.replay import replay
+from heartbeat_app.storage.retention import Kept as Retained
+from heartbeat_app.storage.retention import Retention
 from heartbeat_app.storage.rollup import Job, read_backlog
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.validation import Rules
@@ -92,6 +95,18 @@ def test_all_that_a_worker_and_the_commands_do_works(
     assert Job(worker).run_pass()
     with worker.connect() as connection:
         assert read_backlog(connection).minutes == 0
+    kept.do(
+        "INSERT INTO retention VALUES ('heartbeats', 1), ('heartbeats_minute', 20),"
+        " ('heartbeats_hour', 20), ('dead_letters', 10000)"
+    )
+    later = START + timedelta(days=100)
+    retained = Retained(1, 20, 20, 10000)
+    Retention(worker, retained, clock=lambda: later).run_round()
+    assert kept.beats() == []
+    found = read_partitions(worker)
+    assert (found.dropped_days, found.dropped_rows) == (3, 7)
+    assert [each.month for each in found.months] == [date(2026, 4, 1)] * 2
+    assert read_books(worker, deep=True).balanced
     read_recent(worker)
     [letter, *_] = dead_letters.list_letters(worker, limit=1)
     assert dead_letters.get_letter(worker, letter.id)
