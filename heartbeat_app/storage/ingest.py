@@ -27,11 +27,13 @@ class Delays:
         histogram = [0] * (len(DELAY_BOUNDS_SECONDS) + 1)
         if not timestamps:
             return cls(0.0, 0.0, histogram)
-        if max(timestamps) > now:
+        latest = max(timestamps)
+        if latest > now:
+            latest = now
             timestamps = [min(now, timestamp) for timestamp in timestamps]
         delays = [now - timestamp for timestamp in timestamps]
         longest = max(delays).total_seconds()
-        lowest = bisect_left(DELAY_BOUNDS_SECONDS, min(delays).total_seconds())
+        lowest = bisect_left(DELAY_BOUNDS_SECONDS, (now - latest).total_seconds())
         if lowest == bisect_left(DELAY_BOUNDS_SECONDS, longest):
             histogram[lowest] = len(delays)  # a backlog: all in one bucket
         else:
