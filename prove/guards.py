@@ -75,6 +75,12 @@ GUARDS = {guard.name: guard for guard in (
         ),
     ),
     Guard(
+        "marks",
+        "a batch marks its minutes for the roll-ups in its own transaction",
+        "killed",
+        (Patch(WRITER, "        marks.mark(connection, inserted.stored)\n", ""),),
+    ),
+    Guard(
         "seek-to-the-ledger",
         "reading goes on where the ledger says, not where Kafka's group committed",
         "restored-from-a-backup",

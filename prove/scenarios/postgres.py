@@ -86,6 +86,7 @@ def require_no_restart(world: World) -> None:
 
 @scenario("the server stopped and started, again and again", quick=True)
 def database_stopped(world: World) -> None:
+    world.workers_roll_up = True
     feed = world.stream()
     for _ in range(2):
         world.pause(1.0, 3.0)

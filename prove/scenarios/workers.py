@@ -33,6 +33,7 @@ def killed_fifty_times(world: World) -> None:
 
 @scenario("two workers, kill -9 of a random one at random moments", quick=True)
 def killed(world: World) -> None:
+    world.workers_roll_up = True
     kill_workers(world, 5, low=0.1, high=3.0)
 
 

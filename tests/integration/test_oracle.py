@@ -43,6 +43,32 @@ FAULTS = {
         " WHERE id = (SELECT min(id) FROM dead_letters)",
         "not_yet_known",
     ),
+    "a customer's minute has another sum": (
+        "UPDATE heartbeats_minute SET sum = sum + 1"
+        " WHERE (customer_id, minute) ="
+        " (SELECT customer_id, minute FROM heartbeats_minute LIMIT 1)",
+        "1 rows of heartbeats_minute are not what the beats give",
+    ),
+    "an hour begins with another rate": (
+        "UPDATE heartbeats_hour SET first = first + 1 WHERE (customer_id, hour) ="
+        " (SELECT customer_id, hour FROM heartbeats_hour LIMIT 1)",
+        "1 rows of heartbeats_hour are not what the beats give",
+    ),
+    "an hour is missing": (
+        "DELETE FROM heartbeats_hour WHERE (customer_id, hour) ="
+        " (SELECT customer_id, hour FROM heartbeats_hour LIMIT 1)",
+        "1 rows of heartbeats_hour are not what the beats give",
+    ),
+    "a minute is too much": (
+        "INSERT INTO heartbeats_minute_all SELECT minute - INTERVAL '9 years',"
+        " 1, 1, 1, 1, 1, ARRAY[1] FROM heartbeats_minute_all LIMIT 1",
+        "1 rows of heartbeats_minute_all are not what the beats give",
+    ),
+    "a histogram is another": (
+        "UPDATE heartbeats_hour_all SET histogram[max] = histogram[max] + 1"
+        " WHERE hour = (SELECT min(hour) FROM heartbeats_hour_all)",
+        "1 rows of heartbeats_hour_all are not what the beats give",
+    ),
     "the books say more": (
         "UPDATE partition_ledger SET consumed = consumed + 1, stored = stored + 1,"
         " next_offset = next_offset + 1 WHERE partition = 0",
@@ -59,15 +85,19 @@ def test_it_objects_to_each_fault_and_to_nothing_else(
     send(topic, oracle.make(2_000, bad=0.005, repeated=0.01))
     send(topic, oracle.recordings())
     worker = make_worker(RETENTION_DAYS=RETENTION_DAYS).start()
-    worker.wait_until(lambda: not oracle.judge(engine).complaints, "all is stored")
+    worker.wait_until(
+        lambda: not oracle.judge(engine, rolled_up=True).complaints,
+        "all is stored and rolled up",
+        seconds=90,
+    )
     assert worker.stop() == 0
     oracle.check(engine)
-    verdict = oracle.judge(engine)
+    verdict = oracle.judge(engine, rolled_up=True)
     assert (verdict.lost, verdict.doubled, verdict.missing) == (0, 0, 0)
 
     for fault, (statements, complaint) in FAULTS.items():
         with engine.connect() as connection, connection.begin() as transaction:
             connection.execute(text(statements))
-            found = oracle.judge(connection).complaints
+            found = oracle.judge(connection, rolled_up=True).complaints
             transaction.rollback()
         assert any(complaint in each for each in found), f"{fault}: {found}"
