@@ -30,6 +30,7 @@ from heartbeat_app.access import Access
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
+from heartbeat_app.live.feed import Feed
 from heartbeat_app.maintenance import Maintenance
 from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.engine import Uses, make_engine
@@ -45,6 +46,7 @@ MODULES = [
     "heartbeat_app.timers",
     "heartbeat_app.commands",
     "heartbeat_app.web.views",
+    "heartbeat_app.web.live",
 ]
 
 
@@ -123,14 +125,23 @@ class HeartbeatApp(LaneApp):
 
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """The lane's services, and the watchdog, which has to see all of them."""
-        return [self.watchdog, self.maintenance, *super().on_init_dependencies()]
+        return [
+            self.watchdog,
+            self.maintenance,
+            self.feed,
+            *super().on_init_dependencies(),
+        ]
 
     def _new_web(self) -> Web:
         web = super()._new_web()
         assert isinstance(web, AiohttpWeb)
         access = Access(self.settings.web_token, self.settings.web_bind)
         access.protect(web.web_app)
+        web.web_app.on_shutdown.append(self._end_feed)
         return web
+
+    async def _end_feed(self, app: object) -> None:
+        self.feed.end_all()
 
     @cached_property
     def watchdog(self) -> Watchdog:
@@ -146,6 +157,11 @@ class HeartbeatApp(LaneApp):
     def metrics(self) -> Metrics:
         """What Prometheus asks for."""
         return Metrics(lambda: self.watchdog.health)
+
+    @cached_property
+    def feed(self) -> Feed:
+        """What the live page is told."""
+        return Feed(self, loop=self.loop, beacon=self.beacon)
 
     @cached_property
     def admin(self) -> Admin:

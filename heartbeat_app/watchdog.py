@@ -15,6 +15,7 @@ from mode import Service
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.exceptions import StandstillError
+from heartbeat_app.kafka import TopicLog
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
@@ -70,6 +71,7 @@ class Watchdog(Service):
     ) -> None:
         self.app = app
         self.health = Health(("the worker has just started",), None)
+        self.logs: Mapping[str, TopicLog] | None = None  # as Kafka told last
         self._clock = clock
         self._books_due = 0.0
         self._problems: list[str] = []
@@ -110,6 +112,7 @@ class Watchdog(Service):
         self.age_health()
         for uses, limit in (
             (self.app.reads_in_use, READ_SECONDS),
+            (self.app.feed.uses, READ_SECONDS),
             (self.app.writer.uses, WRITE_SECONDS),
         ):
             if broken := uses.break_off(after_seconds=limit):
@@ -183,12 +186,14 @@ class Watchdog(Service):
                 self.app.admin.topic_logs, self.app.lane.topics
             )
         except KafkaException as error:
+            self.logs = None
             reasons.append(f"Kafka does not answer: {error.args[0].str()}")
             return None
         if unknown := self.app.lane.topics - logs.keys():
             # Deleted. A new start would make it again, which is for a person to do.
             reasons.append(f"Kafka has no topic {', '.join(sorted(unknown))}")
             return None
+        self.logs = logs
         lags = {}
         for tp, partition in partitions.items():
             log = logs.get(tp.topic)

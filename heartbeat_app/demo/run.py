@@ -278,7 +278,7 @@ class _Demo:
                 f"topic {settings.heartbeats_topic}",
             ),
             Part("Worker", state, f"log {log}"),
-            Part("Page", f"http://{settings.web_bind}:{settings.web_port}/", ""),
+            Part("Page", f"http://{settings.web_bind}:{settings.web_port}/live/", ""),
         ]
 
     def _psql(self) -> str:

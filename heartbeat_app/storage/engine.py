@@ -35,13 +35,21 @@ def database_url(settings: Settings) -> URL:
 
 
 def make_engine(
-    settings: Settings, *, application_name: str, pool_size: int = 1
+    settings: Settings,
+    *,
+    application_name: str,
+    pool_size: int = 1,
+    statement_timeout_ms: int | None = None,
 ) -> Engine:
-    """An engine whose connections never wait without a limit; connects lazily."""
+    """An engine whose connections never wait without a limit; connects lazily.
+
+    Arguments:
+        statement_timeout_ms: STATEMENT_TIMEOUT_MS unless given.
+    """
     options = (
         f"-c timezone=UTC"
         f" -c lock_timeout={LOCK_TIMEOUT_MS}"
-        f" -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+        f" -c statement_timeout={statement_timeout_ms or STATEMENT_TIMEOUT_MS}"
         f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}"
     )
     return create_engine(

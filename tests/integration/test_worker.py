@@ -47,7 +47,9 @@ def test_faust_finds_all_parts(environ: dict[str, str]) -> None:
     found = json.loads(run(environ, sys.executable, "-c", INVENTORY))
     assert found["agents"] == ["store_heartbeats"]
     assert found["tasks"] == ["send_synthetic_beats"]
-    assert {"/health/live", "/health/ready", "/stats/"} <= set(found["pages"])
+    assert {"/health/live", "/health/ready", "/stats/", "/live/", "/live/events"} <= (
+        set(found["pages"])
+    )
     assert {"worker", "demo", "send", "books", "dead-letters"} <= set(found["commands"])
     assert found["idle"] >= 86_400
     assert 10 <= found["session"] <= 15

@@ -29,6 +29,7 @@ LAYERS = (
         "watchdog",
         "maintenance",
         "access",
+        "live",
     ),
     ("metrics",),
     ("application",),

@@ -1,0 +1,242 @@
+"""Looks at the database once a second while somebody watches, once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import msgspec
+from mode import Service
+from mode.utils.locks import Event
+from sqlalchemy.exc import SQLAlchemyError
+
+from heartbeat_app.kafka import TopicLog
+from heartbeat_app.live.board import Board
+from heartbeat_app.storage import errors
+from heartbeat_app.storage.engine import Uses, make_engine
+from heartbeat_app.storage.live import LiveReader, Look, Step, read_last_hour
+
+LOOK_SECONDS = 1.0
+# Whoever comes is told at once, but many who come together cost one look.
+SHORTEST_WAIT_SECONDS = 0.1
+# Invented beats come in bursts, one a second: a short window would show them.
+RATE_SECONDS = 10.0
+# A viewer that takes no messages for so long comes back later and is told all.
+MOST_BEHIND = 10
+MAX_VIEWERS = 500
+# Threads that read customers' last hours, and how many may wait for one.
+HOURS_THREADS = 2
+MAX_HOURS = 100
+# The server gives up before the watchdog breaks the connection off: what nobody waits
+# for any more shall not go on there.
+STATEMENT_TIMEOUT_MS = 10_000
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Viewer:
+    """One open page.
+
+    Attributes:
+        messages: Server-sent events, ready to be written; None: the end.
+        knows_all: Whether it was told all customers, and needs only what is new.
+    """
+
+    def __init__(self) -> None:
+        self.messages: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.knows_all = False
+
+    def end(self) -> None:
+        """Say nothing any more."""
+        while not self.messages.empty():
+            self.messages.get_nowait()
+        self.messages.put_nowait(None)
+
+
+class Feed(Service):
+    """What the open pages are told.
+
+    It has connections and threads of its own, so that no viewer can keep the worker
+    from its work: the lane and the watchdog share asyncio's threads.
+
+    Arguments:
+        app: Its `watchdog.logs` say how much is to be read.
+
+    Attributes:
+        uses: Its connections, for the watchdog to break off.
+    """
+
+    def __init__(self, app: Any, **kwargs: Any) -> None:
+        self._engine = make_engine(
+            app.settings,
+            application_name="heartbeat_app live",
+            pool_size=1 + HOURS_THREADS,
+            statement_timeout_ms=STATEMENT_TIMEOUT_MS,
+        )
+        self.uses = Uses(self._engine)
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="live")
+        self._hours = ThreadPoolExecutor(HOURS_THREADS, thread_name_prefix="hours")
+        self._asking = 0
+        self._reader = LiveReader(self._engine)
+        self._board = Board()
+        self._app = app
+        self._viewers: set[Viewer] = set()
+        self._ended = False
+        self._joined = Event()
+        self._stored: deque[tuple[float, int]] = deque()
+        super().__init__(**kwargs)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody more may watch."""
+        return self._ended or len(self._viewers) >= MAX_VIEWERS
+
+    def join(self) -> Viewer | None:
+        """Begin to tell somebody; None where too many watch already."""
+        if self.is_full:
+            return None
+        viewer = Viewer()
+        self._viewers.add(viewer)
+        self._joined.set()
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """Stop telling somebody."""
+        self._viewers.discard(viewer)
+
+    def end_all(self) -> None:
+        """Send everybody away, for good; may be called again.
+
+        The web server waits for whoever is not answered, and Python for its threads and
+        all that they have to do.
+        """
+        self._ended = True
+        for viewer in self._viewers:
+            viewer.end()
+        self._viewers.clear()
+        for threads in (self._looking, self._hours):
+            threads.shutdown(wait=False, cancel_futures=True)
+        self.uses.break_off()
+
+    async def on_stop(self) -> None:
+        """Call when the worker stops; without a web server nobody else ends it."""
+        self.end_all()
+
+    async def last_hour(self, customer_id: str) -> list[Step] | None:
+        """The customer's last hour; None: too many ask at once.
+
+        Raises:
+            SQLAlchemyError: The database does not answer.
+        """
+        if self._asking >= MAX_HOURS:
+            return None
+        self._asking += 1
+        try:
+            return await self.loop.run_in_executor(
+                self._hours, read_last_hour, self._engine, customer_id
+            )
+        finally:
+            self._asking -= 1
+
+    @Service.task
+    async def _look_while_watched(self) -> None:
+        while not self.should_stop:
+            self._joined.clear()
+            if not self._viewers:
+                await self.wait(self._joined)
+                continue
+            began = self.loop.time()
+            try:
+                await self._look()
+            except Exception as error:  # a task that raises ends the worker
+                self.log.exception("The live page could not be told: %r", error)
+            # At most half of the time, however many come and however long it takes.
+            took = self.loop.time() - began
+            pause = max(SHORTEST_WAIT_SECONDS, took)
+            await self.sleep(pause)
+            await self.wait(self._joined, timeout=max(0.0, LOOK_SECONDS - took - pause))
+
+    async def _look(self) -> None:
+        """Look once and tell everybody."""
+        here = set(self._viewers)  # more may come meanwhile; they are told next time
+        wants_all = any(not viewer.knows_all for viewer in here)
+        try:
+            look, new, everything = await self.loop.run_in_executor(
+                self._looking, self._read, wants_all
+            )
+        except SQLAlchemyError as error:
+            self._stored.clear()
+            trouble = f"The database does not answer: {errors.words(error)}"
+            self._tell(here, _event("trouble", {"trouble": trouble}))
+            return
+        for viewer in here & self._viewers:
+            if look.is_anew or not viewer.knows_all:
+                viewer.knows_all = True
+                self._tell({viewer}, everything)
+            else:
+                self._tell({viewer}, new)
+
+    def _read(self, wants_all: bool) -> tuple[Look, bytes, bytes]:
+        """In a thread: look, and make the messages."""
+        look = self._reader.read()
+        if look.is_anew:
+            self._board.clear()
+        figures = {"figures": self._figures(look)}
+        new = {**self._board.add(look.heard, look.now), **figures}
+        everything = b""
+        if wants_all or look.is_anew:
+            everything = _event("all", {**self._board.all(look.now), **figures})
+        return look, _event("new", new), everything
+
+    def _tell(self, viewers: set[Viewer], message: bytes) -> None:
+        for viewer in viewers & self._viewers:
+            if viewer.messages.qsize() >= MOST_BEHIND:
+                self._viewers.discard(viewer)
+                viewer.end()
+            else:
+                viewer.messages.put_nowait(message)
+
+    def _figures(self, look: Look) -> dict[str, object]:
+        """What stands at the top of the page; None where nobody knows."""
+        return {
+            "stored_per_second": self._rate(look),
+            "delay_p50_seconds": look.recent.delay_p50_seconds,
+            "delay_p95_seconds": look.recent.delay_p95_seconds,
+            "lag": lag(look.next_offsets, self._app.watchdog.logs),
+            "refused": look.dead,
+        }
+
+    def _rate(self, look: Look) -> float | None:
+        """Stored beats a second over the last few looks."""
+        looks = self._stored
+        looks.append((look.now, look.stored))
+        while look.now - looks[0][0] > RATE_SECONDS:
+            looks.popleft()
+        (begin, first), (end, last) = looks[0], looks[-1]
+        if end - begin < LOOK_SECONDS / 2:
+            return look.recent.stored_per_second
+        return max(0.0, (last - first) / (end - begin))
+
+
+def lag(
+    next_offsets: Mapping[tuple[str, int], int], logs: Mapping[str, TopicLog] | None
+) -> int | None:
+    """Records that are in Kafka and not in the database, of all partitions.
+
+    Arguments:
+        logs: TopicLog by topic; None: Kafka could not be asked.
+    """
+    if logs is None:
+        return None
+    return sum(
+        max(0, here.end - max(here.begin, next_offsets.get((log.topic_id, number), 0)))
+        for log in logs.values()
+        for number, here in log.partitions.items()
+    )
+
+
+def _event(name: str, content: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode(content))

@@ -1,0 +1,113 @@
+"""The live page: everybody at a glance, told by server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from faust.web import Request, Response, View
+from sqlalchemy.exc import SQLAlchemyError
+
+from heartbeat_app.access import requires_token
+from heartbeat_app.application import app
+from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
+from heartbeat_app.storage.live import HOUR, HOUR_STEP_SECONDS
+
+STATIC = Path(__file__).parent / "static" / "live"
+# A viewer that takes nothing for so long is gone.
+WRITE_SECONDS = 10.0
+RETRY_MILLISECONDS = 1000
+# Then the browser comes again and is asked for its login, which may have ended.
+STREAM_SECONDS = 3600.0
+
+# Stricter than the other pages: nothing may make HTML out of a text.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+# Scripts, styles and the icon: nothing personal.
+app.web.add_static("/live/static", STATIC)
+
+
+@app.page("/live", name="live")
+class Bare(View):
+    """The address as people type it."""
+
+    async def get(self, request: Request) -> Any:
+        """Lead to the page."""
+        raise web.HTTPFound("/live/")
+
+
+@app.page("/live/", name="live-page")
+class Page(View):
+    """The page itself."""
+
+    @requires_token
+    async def get(self, request: Request) -> Any:
+        """Answer with a file that knows nobody."""
+        return web.FileResponse(
+            STATIC / "index.html", headers={"Content-Security-Policy": POLICY}
+        )
+
+
+@app.page("/live/events", name="live-events")
+class Events(View):
+    """What changes, once a second, until the viewer goes."""
+
+    @requires_token
+    async def head(self, request: Request, **match: Any) -> Any:
+        """Answer whether `get` would: a browser tells its page no status of that."""
+        status = 503 if app.feed.is_full else 200
+        return web.Response(content_type="text/event-stream", status=status)
+
+    @requires_token
+    async def get(self, request: web.Request) -> Any:
+        """Tell everything, and then what is new; 503 where too many watch."""
+        viewer = app.feed.join()
+        if viewer is None:
+            return self.json({"error": "Too many watch already"}, status=503)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        end = app.loop.call_later(STREAM_SECONDS, viewer.end)
+        try:
+            await response.prepare(request)
+            await response.write(b"retry: %d\n\n" % RETRY_MILLISECONDS)
+            while (message := await viewer.messages.get()) is not None:
+                async with asyncio.timeout(WRITE_SECONDS):
+                    await response.write(message)
+        except (ConnectionError, TimeoutError):
+            pass  # the viewer has gone
+        finally:
+            end.cancel()
+            app.feed.leave(viewer)
+        return response
+
+
+@app.page("/live/customer", name="live-customer")
+class CustomerHour(View):
+    """One customer's last hour."""
+
+    @requires_token
+    async def get(self, request: web.Request) -> Response:
+        """Answer for `?id=`: steps with a beat; 400 without an id, 503 while away."""
+        customer_id = request.query.get("id", "")
+        if not 1 <= len(customer_id) <= MAX_CUSTOMER_ID_LENGTH or "\0" in customer_id:
+            return self.json(
+                {"error": f"id is 1 to {MAX_CUSTOMER_ID_LENGTH} characters"}, status=400
+            )
+        try:
+            steps = await app.feed.last_hour(customer_id)
+        except SQLAlchemyError:
+            return self.json({"error": "The database does not answer"}, status=503)
+        if steps is None:
+            return self.json({"error": "Too many ask at once"}, status=503)
+        return self.json(
+            {
+                "step_seconds": HOUR_STEP_SECONDS,
+                "span_seconds": int(HOUR.total_seconds()),
+                "steps": steps,
+            }
+        )
