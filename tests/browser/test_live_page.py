@@ -1,0 +1,289 @@
+"""The live page as a person uses it: real servers, a real worker, a real browser."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import math
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from sqlalchemy import text
+
+from heartbeat_app.models import Heartbeat, encode
+from tests.browser.browser import Browser
+from tests.servers import PROJECT, Crowd, Servers, Topic, Worker
+
+pytestmark = pytest.mark.integration
+
+# With this variable the picture of the README is made anew.
+PICTURE = os.environ.get("LIVE_PICTURE")
+TOKEN = "the-token-of-these-tests"
+EVIL = '<script>document.title="taken"</script>'
+SILENT_SECONDS = 15
+
+
+class People:
+    """Customers with a beat a second each, until somebody takes the device off."""
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.rates = {f"customer-{number:04d}": 72 for number in range(1, 41)}
+        self.rates |= {EVIL: 80, "fast": 175, "slow": 38}
+
+    def beat(self) -> None:
+        """One beat of everybody, a little faster or slower."""
+        now = datetime.now(UTC)
+        wave = int(time.time()) % 7
+        beats = [Heartbeat(id, now, rate + wave) for id, rate in self.rates.items()]
+        self.topic.produce([encode(beat) for beat in beats])
+
+
+@pytest.fixture
+def people(topic: Topic) -> Iterator[People]:
+    topic.make(partitions=2)
+    people = People(topic)
+    with Crowd(people.beat, 1.0):
+        yield people
+
+
+@pytest.fixture
+def worker(people: People, make_worker: Callable[..., Worker]) -> Worker:
+    worker = make_worker(WEB_TOKEN=TOKEN).start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    return worker
+
+
+def address(worker: Worker) -> str:
+    return f"http://127.0.0.1:{worker.environ['WEB_PORT']}/live/"
+
+
+def row(browser: Browser, id: str) -> dict[str, str]:
+    """The customer's row; empty texts if it is not in the page."""
+    nobody = {"id": id, "state": "", "rate": "", "age": ""}
+    return next((each for each in browser.rows() if each["id"] == id), nobody)
+
+
+def open_page(browser: Browser, worker: Worker) -> None:
+    """Go there, log in where the browser is not yet, wait for the first customers."""
+    browser.driver.get(address(worker))
+    if "/login" in browser.driver.current_url:
+        browser.driver.find_element(By.NAME, "token").send_keys(TOKEN, Keys.ENTER)
+    browser.wait(browser.rows, "customers are shown")
+
+
+@contextmanager
+def no_database(servers: Servers, name: str) -> Iterator[None]:
+    """Nobody gets into the database, and whoever was in it is sent away."""
+    engine = servers.admin_engine()
+    with engine.connect() as connection:
+        allow = f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS'
+        connection.execute(text(f"{allow} false"))
+        sent_away = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        connection.execute(text(f"{sent_away} WHERE datname = :name"), {"name": name})
+        yield
+        connection.execute(text(f"{allow} true"))
+    engine.dispose()
+
+
+def test_a_person_watches(browser: Browser, people: People, worker: Worker) -> None:
+    browser.driver.delete_all_cookies()
+    browser.driver.get(address(worker))
+    assert "/login" in browser.driver.current_url
+    open_page(browser, worker)
+    assert browser.driver.current_url == address(worker)
+    browser.complaints()  # those of the login's page
+    browser.wait(lambda: len(browser.rows()) >= 20, "all have come")
+    # Who is out of range comes first, and says so in words.
+    browser.wait(
+        lambda: {each["id"] for each in browser.rows()[:2]} == {"fast", "slow"},
+        "those out of range are on top",
+    )
+    assert row(browser, "fast")["state"] == "high"
+    assert row(browser, "slow")["state"] == "low"
+
+    # Numbers move.
+    before = row(browser, "fast")["rate"]
+    browser.wait(lambda: row(browser, "fast")["rate"] != before, "rates move")
+    browser.wait(lambda: browser.text("rate") not in ("--", "0"), "beats per second")
+    assert browser.text("link") == "Hears the server"
+
+    # An id is text whatever it holds.
+    browser.search("script")
+    browser.wait(lambda: [r["id"] for r in browser.rows()] == [EVIL], "it is found")
+    assert browser.driver.title == "Live heart rates"
+    assert browser.run("return document.querySelectorAll('tbody script').length") == 0
+
+    # By keyboard alone: search, open, close.
+    browser.search("0017")
+    browser.wait(
+        lambda: [r["id"] for r in browser.rows()] == ["customer-0017"], "it is found"
+    )
+    browser.type(Keys.ARROW_DOWN)
+    assert browser.focused() == "customer-0017"
+    browser.type(Keys.ENTER)
+    browser.wait(lambda: "Last hour:" in browser.text("detail-text"), "its last hour")
+    assert browser.text("detail-name") == "customer-0017"
+    assert browser.run("return document.querySelectorAll('#chart canvas').length") == 1
+    browser.type(Keys.ESCAPE)
+    browser.wait(
+        lambda: not browser.run("return document.getElementById('detail').open"),
+        "it is closed",
+    )
+    assert browser.focused() == "customer-0017"
+    browser.search("")
+
+    # Somebody falls silent: to the top, and no old number is shown as if it were new.
+    del people.rates["customer-0031"]
+    browser.wait(
+        lambda: browser.rows()[0]["id"] == "customer-0031",
+        "the silent one is on top",
+        seconds=SILENT_SECONDS + 20,
+    )
+    assert row(browser, "customer-0031")["rate"] == "--"
+    assert row(browser, "customer-0031")["state"] == "silent"
+    assert browser.complaints() == []
+
+
+def test_a_server_that_is_away_and_comes_back(
+    browser: Browser, people: People, worker: Worker, servers: Servers
+) -> None:
+    open_page(browser, worker)
+    # The database: the page says so, and how many beats come in nobody knows.
+    with no_database(servers, worker.environ["POSTGRESQL_DATABASE"]):
+        browser.wait(
+            lambda: browser.text("link").startswith("The database does not answer"),
+            "the page says that the database is away",
+        )
+        assert browser.text("rate") == "--"
+    browser.wait(lambda: browser.text("link") == "Hears the server", "it is back")
+
+    # The worker.
+    began = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - began < 8, "an open page holds up the stop"
+    browser.wait(lambda: "Does not hear" in browser.text("link"), "the page says so")
+    assert browser.text("rate") == "--"
+    browser.wait(
+        lambda: {each["rate"] for each in browser.rows()} == {"--"},
+        "no old number is shown",
+        seconds=SILENT_SECONDS + 10,
+    )
+    # Nobody has fallen silent: nobody knows.
+    assert {each["state"] for each in browser.rows()} == {"unknown"}
+    worker.start()
+    browser.wait(
+        lambda: browser.text("link") == "Hears the server", "it recovers", seconds=60
+    )
+    browser.wait(
+        lambda: row(browser, "fast")["rate"] not in ("", "--"),
+        "rates are back",
+        seconds=60,
+    )
+
+
+def test_everybody_can_read_it(browser: Browser, worker: Worker) -> None:
+    for dark, width in itertools.product((False, True), (1100, 360)):
+        browser.emulate(dark=dark, width=width)
+        open_page(browser, worker)
+        assert browser.violations() == []
+        page = browser.run("return document.documentElement.scrollWidth")
+        assert page <= width, "it is wider than the screen"
+        body = browser.run("return getComputedStyle(document.body).backgroundColor")
+        assert (body == "rgb(19, 20, 23)") is dark
+        browser.run("document.querySelector('tr.customer button').click()")
+        browser.wait(lambda: "Last hour:" in browser.text("detail-text"), "its hour")
+        assert browser.violations() == []
+
+
+def test_thousands_are_a_few_rows_in_the_page(
+    browser: Browser, topic: Topic, make_worker: Callable[..., Worker]
+) -> None:
+    topic.make(partitions=1)
+    now = datetime.now(UTC)
+    ids = [f"customer-{number:05d}" for number in range(1, 10_001)]
+    topic.produce([encode(Heartbeat(id, now, 72)) for id in ids])
+    worker = make_worker(WEB_TOKEN=TOKEN).start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    open_page(browser, worker)
+    counted = "return document.querySelector('[data-count=all]').textContent"
+    browser.wait(lambda: browser.run(counted) == "10,000", "all have come", seconds=60)
+    assert len(browser.rows()) < 60
+    browser.search("09999")
+    browser.wait(
+        lambda: [r["id"] for r in browser.rows()] == ["customer-09999"], "it is found"
+    )
+    browser.search("")
+    browser.type(Keys.ARROW_DOWN)
+    browser.type(Keys.END)
+    browser.wait(lambda: browser.focused() == "customer-10000", "the end")
+    assert len(browser.rows()) < 60
+
+
+class Portrait:
+    """A thousand customers whose rates go up and down, for the picture."""
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        chance = random.Random(7)
+        self.people = {
+            f"customer-{number:04d}": (
+                chance.randint(62, 92),
+                chance.uniform(4, 14),
+                chance.uniform(60, 240),
+                chance.uniform(0, 6),
+            )
+            for number in range(1, 1001)
+        }
+        for id, base in (("0214", 148), ("0387", 131), ("0655", 45)):
+            self.people[f"customer-{id}"] = (base, 3.0, 90.0, 0.0)
+        # Silent for so many seconds.
+        self.silent = {"customer-0102": 47, "customer-0871": 130}
+        self.chance = chance
+
+    def beats(self, at: datetime) -> Iterator[bytes]:
+        """One beat of everybody."""
+        ago = datetime.now(UTC) - at
+        for id, (base, swing, period, phase) in self.people.items():
+            if ago < timedelta(seconds=self.silent.get(id, 0)):
+                continue
+            wave = swing * math.sin(at.timestamp() / period * math.tau + phase)
+            yield encode(Heartbeat(id, at, round(base + wave + self.chance.gauss())))
+
+    def beat(self) -> None:
+        """One beat of everybody who is not silent, now."""
+        self.topic.produce(list(self.beats(datetime.now(UTC))))
+
+
+@pytest.mark.skipif(not PICTURE, reason="LIVE_PICTURE is not set: makes a picture")
+def test_the_picture_of_the_readme(
+    browser: Browser, topic: Topic, make_worker: Callable[..., Worker]
+) -> None:
+    topic.make()
+    portrait = Portrait(topic)
+    now = datetime.now(UTC)
+    for ago in range(300, 0, -1):
+        topic.produce(list(portrait.beats(now - timedelta(seconds=ago))))
+    with Crowd(portrait.beat, 1.0):
+        worker = make_worker().start()
+        worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+        # Until the history is forgotten at the top: delays of the last two minutes.
+        time.sleep(float(PICTURE or 0))
+        browser.emulate(width=900, height=560)
+        browser.open(address(worker))
+        browser.wait(lambda: browser.text("link") == "Hears the server", "it is well")
+        time.sleep(12)
+        command, options = "Page.captureScreenshot", {"format": "png"}
+        drawn = browser.driver.execute_cdp_cmd(command, options)
+    path: Path = PROJECT / "docs" / "images" / "live.png"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(base64.b64decode(drawn["data"]))
+    assert path.stat().st_size < 300_000
