@@ -34,6 +34,7 @@ from heartbeat_app.live.feed import Feed
 from heartbeat_app.maintenance import Maintenance
 from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.engine import Uses, make_engine
+from heartbeat_app.storage.history import ANSWER_SECONDS
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer, Written
 from heartbeat_app.topics import ensure_topic
@@ -47,12 +48,15 @@ MODULES = [
     "heartbeat_app.commands",
     "heartbeat_app.web.views",
     "heartbeat_app.web.live",
+    "heartbeat_app.web.api",
 ]
 
 
 # While one thread builds its text or waits for a commit, the other keeps PostgreSQL
 # busy. More of them would only fight for it.
 WRITING_THREADS = 2
+# Questions of the read API that are answered at once; others wait.
+ASKING_THREADS = 2
 # Supervisors kill after 10 s.
 STOP_SECONDS = 8.0
 
@@ -74,6 +78,15 @@ class HeartbeatApp(LaneApp):
             settings, application_name="heartbeat_app reader", pool_size=4
         )
         self.reads_in_use = Uses(self.reads)
+        # Apart from the others, so that no question makes the worker wait.
+        self.questions = make_engine(
+            settings,
+            application_name="heartbeat_app api",
+            pool_size=ASKING_THREADS,
+            statement_timeout_ms=int(ANSWER_SECONDS * 1000),
+        )
+        self.questions_in_use = Uses(self.questions)
+        self.asking = ThreadPoolExecutor(ASKING_THREADS, thread_name_prefix="api")
         self.writing = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="writer")
         # The last write of each partition, which may still wait for its turn.
         self.writes: dict[TP, Future[Written]] = {}
@@ -115,6 +128,7 @@ class HeartbeatApp(LaneApp):
         await super().on_stop()
         # Python waits for their threads before it ends.
         self.reads_in_use.break_off()
+        self.questions_in_use.break_off()
 
     def _end_now(self) -> None:
         self.log.error(

@@ -62,6 +62,26 @@ class LedgerWentBackError(StorageError):
         )
 
 
+class TooManyBeatsError(StorageError):
+    """A question has more beats for an answer than one may hold."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"There are more than {most:,} beats in that time; ask for a shorter one, "
+            "or for a longer step."
+        )
+
+
+class TooSlowError(StorageError):
+    """A question takes longer to answer than a person waits."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"It would take longer than {seconds:g} s; ask for a shorter time, or "
+            "again later."
+        )
+
+
 class BooksError(StorageError):
     """A batch does not add up; its transaction was rolled back."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import date, timedelta
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 
-from heartbeat_app.storage.tables import ingest_minute
+from heartbeat_app.storage import days
+from heartbeat_app.storage.tables import ingest_minute, partition_ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,79 @@ class Recent:
     delay_p50_seconds: float | None
     delay_p95_seconds: float | None
     delay_max_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LastMinute:
+    """The beats of the last 60 s by their timestamps; rates None where there are none.
+
+    Attributes:
+        customers: How many customers they are of.
+        min, max, mean: Of their heart rates.
+    """
+
+    beats: int
+    customers: int
+    min: int | None
+    max: int | None
+    mean: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything at a glance.
+
+    Attributes:
+        first_day, last_day: UTC days that have a partition; None where there is none.
+        consumed, stored, duplicate, dead, missing: Sums of the ledger.
+    """
+
+    last_minute: LastMinute
+    recent: Recent
+    days: int
+    first_day: date | None
+    last_day: date | None
+    consumed: int
+    stored: int
+    duplicate: int
+    dead: int
+    missing: int
+
+
+LAST_MINUTE = text("""
+SELECT count(*), count(DISTINCT customer_id), min(heart_rate), max(heart_rate),
+       round(avg(heart_rate), 3)::DOUBLE PRECISION
+FROM heartbeats
+WHERE "timestamp" > now() - INTERVAL '1 minute' AND "timestamp" <= now()
+""")
+
+
+def read_summary(engine: Engine) -> Summary:
+    """Look at all of it; how much there is makes no difference."""
+    ledger = partition_ledger.c
+    sums = (
+        func.coalesce(func.sum(column), 0)
+        for column in (
+            ledger.consumed,
+            ledger.stored,
+            ledger.duplicate,
+            ledger.dead,
+            ledger.missing,
+        )
+    )
+    recent = read_recent(engine)
+    with engine.connect() as connection:
+        there = days.existing_days(connection)
+        minute = connection.execute(LAST_MINUTE).one()
+        totals = connection.execute(select(*sums)).one()
+    return Summary(
+        LastMinute(*minute),
+        recent,
+        len(there),
+        min(there, default=None),
+        max(there, default=None),
+        *(int(total) for total in totals),
+    )
 
 
 def read_recent(engine: Engine) -> Recent:

@@ -1,0 +1,297 @@
+"""Answers about customers are right, and cheap however many beats there are."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, TextClause, text
+
+from heartbeat_app.config import Settings
+from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
+from heartbeat_app.models import Heartbeat
+from heartbeat_app.storage import history
+from heartbeat_app.storage.days import ensure_days
+from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.history import (
+    MAX_POINTS,
+    STEPS,
+    Beat,
+    Bucket,
+    Latest,
+    list_customers,
+    list_latest,
+    read_history,
+)
+from heartbeat_app.storage.writer import Writer
+from tests.storing import START, Kept, batch_of, beat
+
+pytestmark = pytest.mark.integration
+
+DAY = timedelta(days=1)
+IDS = ["a", "A", "ä", "b/c", "..", "a%2Fb", "'; --", "\\N", " ", "{x}", "猫", "z" * 255]
+
+
+@pytest.fixture
+def asking(settings: Settings) -> Iterator[Engine]:
+    """Connects as the read API does: with the worker's rights."""
+    engine = make_engine(settings, application_name="api", pool_size=1)
+    yield engine
+    engine.dispose()
+
+
+def stored(writer: Writer, beats: list[Heartbeat]) -> list[Heartbeat]:
+    written = writer.write(batch_of(beats))
+    assert written.stored == len(beats)
+    return beats
+
+
+def scattered(days: int, count: int) -> list[Heartbeat]:
+    """Beats of all ids over some days, at different instants."""
+    chance = random.Random(7)
+    seconds = chance.sample(range(days * 86_400), count)
+    return [
+        beat(chance.choice(IDS), second, chance.randint(1, 300)) for second in seconds
+    ]
+
+
+def in_order(kept: Kept, ids: set[str]) -> list[str]:
+    found = kept.all(
+        "SELECT c FROM unnest(CAST(:ids AS VARCHAR[])) AS c ORDER BY c", ids=list(ids)
+    )
+    return [row[0] for row in found]
+
+
+@pytest.mark.parametrize("days_a_query", [1, 2, 50])
+def test_the_pages_of_customers_hold_each_once(
+    writer: Writer,
+    kept: Kept,
+    asking: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    days_a_query: int,
+) -> None:
+    monkeypatch.setattr(history, "DAYS_A_QUERY", days_a_query)
+    beats = stored(writer, scattered(days=5, count=60))
+    expected = in_order(kept, {each.customer_id for each in beats})
+    for limit in (1, 5, 1_000):
+        found: list[str] = []
+        while page := list_customers(
+            asking, after=found[-1] if found else "", limit=limit
+        ):
+            assert len(page) <= limit
+            found.extend(page)
+        assert found == expected
+
+
+def test_nobody_is_a_customer_before_the_first_beat(asking: Engine) -> None:
+    assert list_customers(asking, after="", limit=10) == []
+    assert list_latest(asking, since=START, after="", limit=10) == []
+    assert read_history(asking, "a", START, START + DAY).points == []
+
+
+def test_the_latest_beat_is_that_of_each_customer_who_has_one_since_then(
+    writer: Writer, kept: Kept, asking: Engine
+) -> None:
+    beats = stored(writer, scattered(days=5, count=60))
+    for since in (START, START + 3.3 * DAY, START + 4.9 * DAY, START + 9 * DAY):
+        last: dict[str, Heartbeat] = {}
+        for each in beats:
+            before = last.get(each.customer_id)
+            if each.timestamp >= since and (
+                before is None or each.timestamp > before.timestamp
+            ):
+                last[each.customer_id] = each
+        expected = [
+            Latest(one, last[one].timestamp, last[one].heart_rate)
+            for one in in_order(kept, set(last))
+        ]
+        found: list[Latest] = []
+        while page := list_latest(
+            asking, since=since, after=found[-1].customer_id if found else "", limit=4
+        ):
+            found.extend(page)
+        assert found == expected
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("days_a_query", [1, 50])
+def test_a_bucket_is_what_its_beats_are(
+    writer: Writer,
+    asking: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    days_a_query: int,
+) -> None:
+    monkeypatch.setattr(history, "DAYS_A_QUERY", days_a_query)
+    beats = stored(writer, scattered(days=3, count=2_000))
+    width = STEPS[step]
+    since, until = START + timedelta(minutes=3, seconds=7), START + 2.2 * DAY
+    for customer_id in IDS[:4]:
+        buckets: defaultdict[datetime, list[int]] = defaultdict(list)
+        for each in beats:
+            begin = each.timestamp - (each.timestamp - history.ORIGIN) % width
+            if each.customer_id == customer_id and since - width < begin < until:
+                buckets[begin].append(each.heart_rate)
+        found = read_history(asking, customer_id, since, until, step)
+        assert found.step == step
+        assert (found.since - history.ORIGIN) % width == timedelta()
+        assert found.since <= since < found.since + width
+        assert found.until - width < until <= found.until
+        assert found.points == [
+            Bucket(begin, len(r), min(r), max(r), round(sum(r) / len(r), 3))
+            for begin, r in sorted(buckets.items())
+        ]
+
+
+def test_single_beats_are_given_as_long_as_they_are_few(
+    writer: Writer, asking: Engine
+) -> None:
+    hour = timedelta(hours=1)
+    exactly = [beat("many", n * 0.72, 60) for n in range(MAX_POINTS)]
+    stored(writer, [*exactly, beat("other", 1, 99)])
+    found = read_history(asking, "many", START, START + hour)
+    assert found.step == "raw"
+    assert found.points == [Beat(each.timestamp, 60) for each in exactly]
+
+    one_more = beat("many", 1.5, 200)
+    writer.write(batch_of([one_more], asked=MAX_POINTS + 1))
+    found = read_history(asking, "many", START, START + hour)
+    assert (found.step, len(found.points)) == ("minute", 60)
+    with pytest.raises(TooManyBeatsError):
+        read_history(asking, "many", START, START + hour, "raw")
+
+
+@pytest.mark.parametrize(
+    ("span", "step"),
+    [
+        (timedelta(seconds=1), "raw"),
+        (timedelta(hours=1), "raw"),
+        (timedelta(hours=1, microseconds=1), "minute"),
+        (timedelta(minutes=4_999), "minute"),
+        (timedelta(minutes=5_000), "hour"),
+        (timedelta(days=208), "hour"),
+        (timedelta(days=365), "day"),
+    ],
+)
+def test_the_step_is_the_finest_that_fits(
+    asking: Engine, span: timedelta, step: str
+) -> None:
+    since = START + timedelta(seconds=30)  # neither end at a whole step
+    found = read_history(asking, "a", since, since + span)
+    assert found.step == step
+    if step != "raw":
+        assert (found.until - found.since) / STEPS[step] <= MAX_POINTS
+
+
+@pytest.mark.parametrize("year", [2000, 9999])
+def test_the_first_and_the_last_instants_can_be_asked_for(
+    asking: Engine, year: int
+) -> None:
+    day = datetime(year, 12, 30, tzinfo=UTC) if year > 2000 else history.ORIGIN
+    for step in ("raw", *STEPS):
+        found = read_history(asking, "a", day, day + timedelta(hours=5), step)
+        assert found.points == []
+
+
+def test_it_gives_up_when_it_takes_too_long(
+    writer: Writer, asking: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(writer, scattered(days=3, count=30))
+    monkeypatch.setattr(history, "DAYS_A_QUERY", 1)
+    monkeypatch.setattr(history, "ANSWER_SECONDS", -1.0)
+    with pytest.raises(TooSlowError):
+        list_customers(asking, after="", limit=10)
+
+
+# A month of ten customers at a beat a minute.
+DAYS, CUSTOMERS = 30, 10
+FILL = """
+INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)
+SELECT 'customer-' || c, TIMESTAMPTZ '2026-01-01 00:00Z' + m * INTERVAL '1 minute',
+       60 + m % 50
+FROM generate_series(1, 10) AS c, generate_series(0, 30 * 1440 - 1) AS m
+"""
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def filled(engine: Engine) -> Engine:
+    ensure_days(engine, {(BEGIN + n * DAY).date() for n in range(DAYS)})
+    with engine.begin() as connection:
+        connection.execute(text(FILL))
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE heartbeats"))
+    return engine
+
+
+def explain(engine: Engine, statement: TextClause, **values: Any) -> dict[str, Any]:
+    with engine.connect() as connection:
+        plan: dict[str, Any] = connection.execute(
+            text(f"EXPLAIN (FORMAT JSON, ANALYZE, BUFFERS) {statement.text}"), values
+        ).scalar_one()[0]["Plan"]
+    return plan
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from nodes(child)
+
+
+def scans(plan: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """The days that a plan opens, and how."""
+    opened = [
+        node
+        for node in nodes(plan)
+        if node.get("Relation Name", "").startswith("heartbeats_")
+    ]
+    return {n["Relation Name"] for n in opened}, {n["Node Type"] for n in opened}
+
+
+def pages_read(plan: dict[str, Any]) -> int:
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+INDEXED = {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
+SPAN = {"customer_id": "customer-3", "since": BEGIN + 3 * DAY}
+
+
+@pytest.mark.parametrize("statement", ["BEATS", "BUCKETS"])
+def test_a_customers_hours_open_one_day_and_read_the_index(
+    filled: Engine, statement: str
+) -> None:
+    more = {"limit": 5_001, "step": STEPS["minute"], "origin": history.ORIGIN}
+    values = {**SPAN, "until": BEGIN + 3 * DAY + timedelta(hours=3), **more}
+    plan = explain(filled, getattr(history, statement), **values)
+    opened, ways = scans(plan)
+    assert opened == {"heartbeats_2026_01_04"}
+    assert ways <= INDEXED
+    assert pages_read(plan) < 200, "of 14,400 rows on that day"
+
+
+def test_a_page_of_customers_is_a_step_a_customer_and_day(filled: Engine) -> None:
+    values = {"since": BEGIN, "until": BEGIN + DAYS * DAY, "after": "", "limit": 100}
+    plan = explain(filled, history.CUSTOMERS, **values)
+    opened, ways = scans(plan)
+    assert len(opened) == DAYS
+    assert ways <= {"Index Scan", "Index Only Scan"}
+    # A descent is two or three pages; all rows are 3,000 of them and 432,000 entries.
+    assert pages_read(plan) < 5 * (CUSTOMERS + 1) * DAYS
+    assert list_customers(filled, after="customer-5", limit=2) == [
+        "customer-6",
+        "customer-7",
+    ]
+
+
+def test_the_latest_beats_open_only_the_days_since_then(filled: Engine) -> None:
+    since = BEGIN + 28 * DAY
+    values = {"since": since, "until": "infinity", "exact_since": since}
+    plan = explain(filled, history.LATEST, **values, after="", limit=100)
+    opened, ways = scans(plan)
+    assert opened == {"heartbeats_2026_01_29", "heartbeats_2026_01_30"}
+    assert ways <= {"Index Scan", "Index Only Scan"}
+    assert pages_read(plan) < 20 * (CUSTOMERS + 1)
