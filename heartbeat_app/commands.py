@@ -1,4 +1,4 @@
-"""The commands beside Faust's own: demo, send, books, partitions, dead-letters.
+"""The commands beside Faust's own: demo, send, books, partitions, dead-letters, export.
 
 They are click commands of Faust's group, so that `heartbeat_app …` and
 `faust -A heartbeat_app …` both know them. Not Faust's AppCommand: it runs an event
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import click
+import msgspec
 
 # The whole group: Faust's own commands must be there before ours, since its `send`
 # (to any topic or agent) gives way to the one below.
@@ -27,6 +28,7 @@ from heartbeat_app import report
 from heartbeat_app.application import app
 from heartbeat_app.audit import audit
 from heartbeat_app.exceptions import CommandError
+from heartbeat_app.exporting import CSV, PARQUET, Exported, export, whole_file
 from heartbeat_app.kafka import Admin, explained
 from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
 from heartbeat_app.progress import ProgressDisplay
@@ -35,6 +37,7 @@ from heartbeat_app.sending import Sender, Tally, paced
 from heartbeat_app.storage import dead_letters, errors
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.extract import Page, read_pages
 from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.replay import Replayed, replay
 from heartbeat_app.validation import Reason, Rules
@@ -339,6 +342,84 @@ def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> Non
             progress=progress,
         )
     click.echo(report.replayed(result, dry_run=dry_run))
+
+
+class Instant(click.ParamType):
+    """An instant with an offset, such as 2026-01-01T00:00:00Z; aware."""
+
+    name = "instant"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> datetime:
+        """Parse it, or end the command with what is allowed."""
+        try:
+            instant = msgspec.convert(value, datetime)
+        except (msgspec.MsgspecError, ValueError):
+            instant = None
+        if instant is None or instant.tzinfo is None:
+            self.fail(f"{value!r} is no instant such as 2026-01-01T00:00:00Z.")
+        return instant.astimezone(UTC)
+
+
+@cli.command("export")
+@click.argument(
+    "path", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)
+)
+@click.option("--customer", metavar="CUSTOMER", help="Only this customer's beats.")
+@click.option(
+    "--from",
+    "since",
+    type=Instant(),
+    metavar="INSTANT",
+    help="Only beats from then on, such as 2026-01-01T00:00:00Z.",
+)
+@click.option(
+    "--to", "until", type=Instant(), metavar="INSTANT", help="Only beats before then."
+)
+@click.option(
+    "--format",
+    type=click.Choice([CSV, PARQUET]),
+    help="What to write; else parquet if FILE ends so, and csv if not.",
+)
+@click.option("--force", is_flag=True, help="Replace FILE if it is there.")
+@click.pass_context
+def export_beats(
+    ctx: click.Context,
+    path: str,
+    customer: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    format: str | None,
+    force: bool,
+) -> None:
+    """Write beats into a file, as CSV or Parquet.
+
+    All of them unless a customer or a time is given, in the order of their instants;
+    - is standard output. FILE has its name only when it is complete. A worker may run
+    meanwhile.
+    """
+    to_stream = path == "-"
+    format = format or (PARQUET if path.endswith(".parquet") else CSV)
+    with (
+        _database("export") as engine,
+        ProgressDisplay("Exporting", quiet=_quiet(ctx)) as display,
+    ):
+
+        def progress(so_far: Exported, page: Page) -> None:
+            display.show(page.done, page.total, f"{so_far.beats:,} beats")
+
+        result = export(
+            read_pages(engine, customer_id=customer, since=since, until=until),
+            nullcontext(sys.stdout.buffer)
+            if to_stream
+            else whole_file(Path(path), replace=force),
+            format,
+            progress,
+        )
+    click.echo(report.exported(result, click.format_filename(path)), err=to_stream)
+    if result.stopped_by is not None:
+        ctx.exit(128 + result.stopped_by)
 
 
 @contextmanager

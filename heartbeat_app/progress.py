@@ -54,7 +54,7 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def show(self, done: int, total: int | None, words: str) -> None:
+    def show(self, done: float, total: float | None, words: str) -> None:
         """Show how much is done, in any unit, and what that means in words."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=total, words=words)

@@ -10,6 +10,7 @@ from datetime import date, datetime
 from typing import Any
 
 from heartbeat_app.audit import Audit, Line
+from heartbeat_app.exporting import Exported
 from heartbeat_app.sending import Tally
 from heartbeat_app.storage.books import PartitionBooks, Total
 from heartbeat_app.storage.dead_letters import Contents, Letter
@@ -67,6 +68,20 @@ def sending_problem(tally: Tally) -> str | None:
             "nothing twice; or pass over bad lines with --skip-bad."
         )
     return "\n".join(problems) or None
+
+
+# export
+
+
+def exported(result: Exported, path: str) -> str:
+    """What came of it; the last line, on standard error where the beats are not."""
+    to_stream = path == "-"
+    where = "standard output" if to_stream else path
+    if result.stopped_by is None:
+        return f"Wrote {_beats(result.beats)} to {where}."
+    if to_stream:
+        return f"Stopped after {_beats(result.beats)} on standard output."
+    return f"Stopped after {_beats(result.beats)}. Nothing was kept: no {where}."
 
 
 def _beats(number: int) -> str:

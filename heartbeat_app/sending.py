@@ -7,10 +7,9 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from types import FrameType
 from typing import Any
 
 from confluent_kafka import KafkaError, Message, Producer
@@ -20,6 +19,7 @@ from heartbeat_app.config import Settings
 from heartbeat_app.kafka import client_config
 from heartbeat_app.models import Heartbeat
 from heartbeat_app.recordings import BadLine
+from heartbeat_app.stopping import StopSignals
 
 Items = Iterable[Heartbeat | BadLine]
 
@@ -135,7 +135,7 @@ class Sender:
         self._progress = progress
         self._latest = latest
         self._next_tick = 0.0
-        self._stop = _StopSignals()
+        self._stop = StopSignals()
         config: dict[str, Any] = {
             **client_config(settings),
             **PRODUCER_CONFIG,
@@ -242,35 +242,3 @@ class Sender:
             self.tally.withdrawn += 1
         else:
             self.tally.failed[error.str()] += 1
-
-
-class _StopSignals:
-    """SIGINT and SIGTERM as a flag, so that no count is torn apart half-way.
-
-    Only where `may_interrupt` is set, around a read that may wait for ever, the signal
-    raises KeyboardInterrupt. So does every further one.
-    """
-
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self.may_interrupt = False
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        before = {
-            number: signal.signal(number, self._on_signal) for number in self._NUMBERS
-        }
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
-            raise KeyboardInterrupt
-        self.signal = signal.Signals(number)
-        if self.may_interrupt:
-            raise KeyboardInterrupt

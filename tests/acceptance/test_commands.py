@@ -45,7 +45,15 @@ print(json.dumps(dict(helps(click.Context(cli, None, "heartbeat_app", **width)))
 def test_the_documents_show_the_commands_help(environ: dict[str, str]) -> None:
     helps: dict[str, str] = json.loads(run(environ, sys.executable, "-c", PRINT_HELP))
     main = helps.pop("heartbeat_app")
-    for command in ("worker", "demo", "send", "books", "partitions", "dead-letters"):
+    for command in (
+        "worker",
+        "demo",
+        "send",
+        "books",
+        "partitions",
+        "export",
+        "dead-letters",
+    ):
         assert re.search(rf"^  {command} +\S", main, re.MULTILINE), command
     text = (PROJECT / "docs" / "commands.md").read_text()
     shown = re.findall(r"```text\n(Usage: .*?)\n```", text, re.DOTALL)
