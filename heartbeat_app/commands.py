@@ -1,4 +1,5 @@
-"""The commands beside Faust's own: demo, send, books, partitions, dead-letters, export.
+"""The commands beside Faust's own: demo, send, books, partitions, dead-letters, and
+export and erase.
 
 They are click commands of Faust's group, so that `heartbeat_app …` and
 `faust -A heartbeat_app …` both know them. Not Faust's AppCommand: it runs an event
@@ -7,6 +8,7 @@ loop that nothing here needs, and prints a traceback where a message is due.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -27,6 +29,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from heartbeat_app import report
 from heartbeat_app.application import app
 from heartbeat_app.audit import audit
+from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import CommandError
 from heartbeat_app.exporting import CSV, PARQUET, Exported, export, whole_file
 from heartbeat_app.kafka import Admin, explained
@@ -34,15 +37,19 @@ from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
 from heartbeat_app.progress import ProgressDisplay
 from heartbeat_app.recordings import read
 from heartbeat_app.sending import Sender, Tally, paced
+from heartbeat_app.stopping import StopSignals
 from heartbeat_app.storage import dead_letters, errors
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.erase import Erasure, erase
 from heartbeat_app.storage.extract import Page, read_pages
 from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.replay import Replayed, replay
 from heartbeat_app.validation import Reason, Rules
 
-UNDEFINED_TABLE = "42P01"  # SQLSTATE
+# SQLSTATEs
+UNDEFINED_TABLE = "42P01"
+NOT_ALLOWED = "42501"
 
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs."
@@ -344,6 +351,69 @@ def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> Non
     click.echo(report.replayed(result, dry_run=dry_run))
 
 
+@cli.command("erase")
+@click.argument("customer", metavar="CUSTOMER")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
+    """Remove a customer, for good.
+
+    Deletes the customer's beats and roll-ups, empties the dead letters, and has
+    workers refuse what comes again, also out of Kafka. Workers may run meanwhile. It
+    connects as the owner of the tables. When it is broken off, run it again.
+    """
+    if not 1 <= len(customer) <= MAX_CUSTOMER_ID_LENGTH:
+        raise click.UsageError(
+            f"A customer's id has 1 to {MAX_CUSTOMER_ID_LENGTH} characters, "
+            f"not {len(customer):,}."
+        )
+    if not yes:
+        click.confirm(
+            f"Delete all that is kept of {report.escaped(customer)}, for good?",
+            abort=True,
+            err=True,
+        )
+    stop = StopSignals()
+    with (
+        _database("erase", app.settings.owner) as engine,
+        ProgressDisplay("Erasing", quiet=_quiet(ctx)) as display,
+        stop.caught(),
+    ):
+
+        def progress(so_far: Erasure) -> None:
+            display.show(so_far.done, so_far.total, report.erasing(so_far))
+            if stop.signal is not None:
+                raise KeyboardInterrupt
+
+        try:
+            result = erase(engine, customer, progress)
+        except KeyboardInterrupt:
+            click.echo(
+                "Stopped. What was removed is gone, and nothing of the customer is "
+                "stored any more. Run it again to remove the rest.",
+                err=True,
+            )
+            ctx.exit(128 + (stop.signal or signal.SIGINT))
+    click.echo(report.erased(result))
+    click.echo(_still_in_kafka())
+    click.echo(report.ERASE_ELSEWHERE)
+
+
+def _still_in_kafka() -> str:
+    topic = app.settings.heartbeats_topic
+    admin = Admin(app.settings)
+    try:
+        with explained(app.settings, admin):
+            log = admin.topic_logs([topic]).get(topic)
+            config = admin.topic_config(topic) if log else {}
+    except CommandError as error:
+        return (
+            f"{error.message}\nWhat topic {topic} still holds of the customer is "
+            "refused when it is read."
+        )
+    return report.still_in_kafka(topic, log, config)
+
+
 class Instant(click.ParamType):
     """An instant with an offset, such as 2026-01-01T00:00:00Z; aware."""
 
@@ -423,9 +493,9 @@ def export_beats(
 
 
 @contextmanager
-def _database(command: str) -> Iterator[Engine]:
+def _database(command: str, settings: Settings | None = None) -> Iterator[Engine]:
     """An engine for one command; what goes wrong becomes a `CommandError`."""
-    settings = app.settings
+    settings = settings or app.settings
     engine = make_engine(
         settings, application_name=f"heartbeat_app {command}", pool_size=2
     )
@@ -442,6 +512,12 @@ def _database(command: str) -> Iterator[Engine]:
             raise CommandError(
                 f"{where}, has not the tables of this version: {words}\n"
                 "Run `alembic upgrade head`."
+            ) from error
+        if errors.sqlstate(error) == NOT_ALLOWED:
+            raise CommandError(
+                f"{where}, does not let {settings.postgresql_username} do that: {words}"
+                "\nSet POSTGRESQL_OWNER_USERNAME and POSTGRESQL_OWNER_PASSWORD to the "
+                "owner of the tables."
             ) from error
         if isinstance(error, OperationalError):
             raise CommandError(f"{where}, does not answer: {words}") from error

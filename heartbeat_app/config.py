@@ -124,8 +124,8 @@ class Settings:
     )
     postgresql_owner_username: str | None = _setting(
         _text,
-        "Role that owns the tables, for `alembic` only; unset: `POSTGRESQL_USERNAME` "
-        "owns them, too.",
+        "Role that owns the tables, for `alembic` and `erase` only; unset: "
+        "`POSTGRESQL_USERNAME` owns them, too.",
         default=None,
     )
     postgresql_owner_password: str | None = _setting(

@@ -16,6 +16,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec  # the public name: untyped
 
 from heartbeat_app.config import Settings
@@ -121,6 +122,14 @@ class Admin:
             )
             for topic, found in described.items()
         }
+
+    def topic_config(self, topic: str) -> dict[str, str]:
+        """The topic's configuration, with what it has from the broker."""
+        resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+        future = self._client.describe_configs(
+            [resource], request_timeout=REQUEST_TIMEOUT_SECONDS
+        )[resource]
+        return {name: entry.value for name, entry in future.result().items()}
 
     def why(self) -> str:
         """The last thing that went wrong with a connection, after a time-out."""

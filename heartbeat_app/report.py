@@ -11,9 +11,11 @@ from typing import Any
 
 from heartbeat_app.audit import Audit, Line
 from heartbeat_app.exporting import Exported
+from heartbeat_app.kafka import TopicLog
 from heartbeat_app.sending import Tally
 from heartbeat_app.storage.books import PartitionBooks, Total
 from heartbeat_app.storage.dead_letters import Contents, Letter
+from heartbeat_app.storage.erase import Erasure
 from heartbeat_app.storage.partitions import Day, Partitions
 from heartbeat_app.storage.replay import STORED, Replayed
 
@@ -92,6 +94,56 @@ def _lines(number: int) -> str:
     return _many(number, "bad line")
 
 
+# erase
+
+
+def erasing(so_far: Erasure) -> str:
+    """How far it is."""
+    return f"{so_far.done:,} of {so_far.total:,} days and dead letters"
+
+
+def erased(result: Erasure) -> str:
+    """What was removed, and what a person still has to look at."""
+    words = (
+        f"Erased {_beats(result.beats)}, {_many(result.rollups, 'roll-up')} and the "
+        f"contents of {_many(result.letters, 'dead letter')}; noted as number "
+        f"{result.id} in erased_customers, without the name."
+    )
+    if result.elsewhere:
+        ids = ", ".join(str(each) for each in result.elsewhere[:20])
+        more = ", …" if len(result.elsewhere) > 20 else ""
+        words += (
+            f"\n{_many(len(result.elsewhere), 'dead letter')} may name the customer "
+            "in a text that is no customer_id; look at them with `heartbeat_app "
+            f"dead-letters show ID`: {ids}{more}"
+        )
+    return words
+
+
+def still_in_kafka(topic: str, log: TopicLog | None, config: Mapping[str, str]) -> str:
+    """What of a customer may still be there, and for how long."""
+    if log is None:
+        return f"Kafka has no topic {topic}, so nothing of the customer is in it."
+    records = sum(each.end - each.begin for each in log.partitions.values())
+    milliseconds = int(config.get("retention.ms", -1))
+    if "delete" not in config.get("cleanup.policy", "delete") or milliseconds < 0:
+        until = "for ever: its configuration deletes nothing by age"
+    else:
+        days = milliseconds / 86_400_000
+        until = f"until they are {days:g} days old (retention.ms)"
+    return (
+        f"Kafka keeps the records of topic {topic} ({records:,} now, the customer's "
+        f"among them) {until}. Workers refuse the customer's, also when all are read "
+        "again."
+    )
+
+
+ERASE_ELSEWHERE = (
+    "Backups, exports and logs are not touched. After a restore of a backup that is "
+    "older than this, run it again."
+)
+
+
 # books
 
 
@@ -123,7 +175,10 @@ def books_table(audit: Audit) -> str:
         words = f"{_many(rows.counted, 'row')} in heartbeats"
         if rows.dropped:
             words += f"; {rows.dropped:,} more were dropped by the retention"
-        parts.append(f"{words}, {rows.replayed:,} of them stored by replay.")
+        words += f", {rows.replayed:,} of them stored by replay."
+        if rows.erased:
+            words += f" {_many(rows.erased, 'row')} went with erased customers."
+        parts.append(words)
     return "\n".join(parts)
 
 
@@ -179,6 +234,7 @@ def books_json(audit: Audit, trouble: str | None) -> str:
                 "rows": rows.counted if rows else None,
                 "replayed": rows.replayed if rows else None,
                 "dropped": rows.dropped if rows else None,
+                "erased": rows.erased if rows else None,
             },
             "partitions": [_line_json(line) for line in audit.lines],
         }

@@ -14,6 +14,7 @@ from heartbeat_app.storage.tables import (
     dead_letters,
     dropped_days,
     dropped_dead_letters,
+    erased_customers,
     partition_ledger,
 )
 
@@ -102,12 +103,14 @@ class Rows:
         replayed: How many a replay of dead letters stored.
         dropped: How many there were that the retention dropped.
         rollups: What of the roll-ups is not what the rows give, in words.
+        erased: How many went with their customers.
     """
 
     counted: int
     replayed: int
     dropped: int = 0
     rollups: Sequence[str] = ()
+    erased: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +157,20 @@ class Books:
         if self.rows is None:
             return
         stored = self.total.stored
-        expected = stored + self.rows.replayed - self.rows.dropped
-        if self.rows.counted != expected:
-            dropped = ""
-            if self.rows.dropped:
-                dropped = f" - dropped by retention {self.rows.dropped:,}"
+        rows = self.rows
+        expected = stored + rows.replayed - rows.dropped - rows.erased
+        if rows.counted != expected:
+            less = "".join(
+                f" - {why} {number:,}"
+                for why, number in (
+                    ("dropped by retention", rows.dropped),
+                    ("erased", rows.erased),
+                )
+                if number
+            )
             yield (
-                f"heartbeats has {self.rows.counted:,} rows, but stored {stored:,} + "
-                f"stored by replay {self.rows.replayed:,}{dropped} = {expected:,}; "
+                f"heartbeats has {rows.counted:,} rows, but stored {stored:,} + "
+                f"stored by replay {rows.replayed:,}{less} = {expected:,}; "
                 f"{_off_by(self.rows.counted - expected)}."
             )
         yield from self.rows.rollups
@@ -240,6 +249,7 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
     ).scalar_one()
     replayed += _sum(connection, dropped_dead_letters.c.replayed)
     dropped = _sum(connection, dropped_days.c.rows)
+    erased = _sum(connection, erased_customers.c.beats)
     existing = sorted(days.existing_days(connection))
     snapshot: str = connection.execute(select(func.pg_export_snapshot())).scalar_one()
     counted = 0
@@ -255,7 +265,7 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
                 counted += days.count(counting, day)
                 wrong.extend(rollup.problems(counting, day))
     wrong.extend(_dropped_problems(connection))
-    return Rows(counted, replayed, dropped, tuple(wrong))
+    return Rows(counted, replayed, dropped, tuple(wrong), erased)
 
 
 def _sum(connection: Connection, column: ColumnElement[int]) -> int:

@@ -32,6 +32,11 @@ def day_table(day: date) -> str:
     return f"heartbeats_{day:%Y_%m_%d}"
 
 
+def day_of_table(name: str) -> date:
+    """The day of a partition's name."""
+    return date.fromisoformat(name.removeprefix("heartbeats_").replace("_", "-"))
+
+
 def days_of(beats: Sequence[Heartbeat]) -> set[date]:
     """The UTC days of the beats."""
     if not beats:
@@ -50,6 +55,19 @@ def existing_days(connection: Connection) -> set[date]:
         date.fromisoformat(found.replace("_", "-"))
         for found in _partitions(connection, "heartbeats", r"\d{4}_\d\d_\d\d")
     }
+
+
+def day_tables(connection: Connection) -> list[str]:
+    """The names of all tables of days, also of those that were detached."""
+    return list(
+        connection.scalars(
+            text(
+                "SELECT relname FROM pg_class"
+                " WHERE relnamespace = 'public'::REGNAMESPACE AND relkind = 'r'"
+                r" AND relname ~ '^heartbeats_\d{4}_\d\d_\d\d$'"
+            )
+        )
+    )
 
 
 def existing_months(connection: Connection, parent: str) -> set[date]:
@@ -102,14 +120,15 @@ def ensure_days(engine: Engine, days: Iterable[date]) -> None:
 
 
 def _mark_day(connection: Connection, day: date) -> None:
-    """Mark the beats of a day: one that somebody detached has brought its own."""
+    """Mark a day that somebody detached, and that has come back with its beats.
+
+    All of it: beats may have been deleted meanwhile (see `erase`).
+    """
     at = tables.heartbeats.c.timestamp
     since, until = marks.day_span(day)
-    ends = connection.execute(
-        select(func.min(at), func.max(at)).where(at >= since, at < until)
-    ).one()
-    if ends[0] is not None:
-        marks.mark_spans(connection, [marks.span(*ends)])
+    beats = select(at).where(at >= since, at < until).limit(1)
+    if connection.scalar(beats) is not None:
+        marks.mark_spans(connection, [(since, until)])
 
 
 def affordable(new: Collection[date], existing: int, today: date) -> set[date]:

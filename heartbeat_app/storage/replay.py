@@ -5,7 +5,8 @@ ledger: it stores beats, and notes at each letter what became of it.
 
 Each batch of letters is one transaction:
 1. make the partitions of the days of its valid beats, in a transaction of their own
-2. lock the letters that are still to be replayed and that nobody else has locked
+2. lock the letters that are still to be replayed and that nobody else has locked;
+   refuse those of erased customers
 3. insert the valid beats that are not there
 4. mark the minutes of those that were stored for the roll-ups
 5. tell duplicates from conflicts among those that are
@@ -35,13 +36,14 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import days, errors, marks
+from heartbeat_app.storage import days, erasures, errors, marks
 from heartbeat_app.storage.tables import dead_letters, heartbeats
 from heartbeat_app.validation import Reason, Refusal, Rules, check
 
 STORED = "stored"
 DUPLICATE = "duplicate"
 CONFLICT = "conflict"
+ERASED = "erased"
 
 # One transaction: so many letters, so many bytes of them. It holds its locks for a
 # short time, and records of a megabyte do not fill the memory.
@@ -59,9 +61,14 @@ _LOST_AGAINST_ANOTHER = {
 }
 
 _c = dead_letters.c
-# NOT IN alone would leave out those that were never replayed.
-_pending = or_(
-    _c.replay_outcome.is_(None), _c.replay_outcome.not_in([STORED, DUPLICATE])
+# Of an erased customer's letters nothing is left to be replayed. NOT IN alone would
+# leave out those that were never replayed.
+_pending = and_(
+    or_(
+        _c.replay_outcome.is_(None),
+        _c.replay_outcome.not_in([STORED, DUPLICATE, ERASED]),
+    ),
+    _c.reason != Reason.CUSTOMER_ERASED.value,
 )
 
 
@@ -150,7 +157,7 @@ def _batches(
             ).all()
             if not sizes:
                 return
-            ids = _bounded([(row[0], row[1]) for row in sizes])
+            ids = bounded([(row[0], row[1]) for row in sizes])
             values = connection.execute(
                 select(_c.id, _c.value).where(_c.id.in_(ids)).order_by(_c.id)
             ).all()
@@ -161,7 +168,7 @@ def _batches(
         }
 
 
-def _bounded(sizes: Sequence[tuple[int, int]]) -> list[int]:
+def bounded(sizes: Sequence[tuple[int, int]]) -> list[int]:
     """As many ids from the beginning as fit, at least one."""
     ids: list[int] = []
     room = BATCH_BYTES
@@ -236,7 +243,9 @@ def _store(engine: Engine, batch: _Batch, which: ColumnElement[bool]) -> _Outcom
             .order_by(_c.id)
             .with_for_update(skip_locked=True)
         ).all()
-        mine = {letter_id: batch[letter_id] for letter_id in locked}
+        mine = _refuse_erased(
+            connection, {letter_id: batch[letter_id] for letter_id in locked}
+        )
         beats = {i: b for i, b in mine.items() if isinstance(b, Heartbeat)}
         outcomes = {
             i: refused(r.reason) for i, r in mine.items() if isinstance(r, Refusal)
@@ -266,6 +275,19 @@ def _store(engine: Engine, batch: _Batch, which: ColumnElement[bool]) -> _Outcom
                 .values(replayed_at=func.clock_timestamp(), replay_outcome=outcome)
             )
     return outcomes
+
+
+def _refuse_erased(connection: Connection, batch: _Batch) -> _Batch:
+    """The batch with the beats of erased customers refused; holds off erasures."""
+    erased = erasures.read(connection, erasures.Erased())
+    beats = [found for found in batch.values() if isinstance(found, Heartbeat)]
+    gone = erased.among(beat.customer_id for beat in beats)
+    return {
+        letter_id: erasures.REFUSAL
+        if isinstance(found, Heartbeat) and found.customer_id in gone
+        else found
+        for letter_id, found in batch.items()
+    }
 
 
 def _insert(connection: Connection, beats: dict[int, Heartbeat]) -> list[int]:
@@ -350,8 +372,9 @@ def _foresee(
         foreseen: The beats that earlier batches would have stored; added to.
     """
     _refuse_days(engine, batch, now, make=False)
-    beats = [found for found in batch.values() if isinstance(found, Heartbeat)]
     with engine.connect() as connection:
+        batch = _refuse_erased(connection, batch)
+        beats = [found for found in batch.values() if isinstance(found, Heartbeat)]
         rates = _rates_there(connection, beats)
     outcomes: _Outcomes = {}
     for letter_id, found in batch.items():

@@ -17,7 +17,7 @@ from psycopg2.sql import SQL, Composable, Identifier, Literal
 from sqlalchemy import Connection
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage.tables import metadata
+from heartbeat_app.storage.tables import erased_customers, metadata
 
 # Alembic's, so that it is shown beside what the migrations say.
 log = logging.getLogger("alembic.roles")
@@ -54,6 +54,7 @@ WORKER = (
     "GRANT SELECT, INSERT, UPDATE (batches, consumed, stored, duplicate, dead, "
     "delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds) "
     "ON ingest_minute TO {role}",
+    "GRANT SELECT ON erased_customers TO {role}",
     # Beats that may be there already go through a temporary table.
     "GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role}",
     "GRANT USAGE ON SCHEMA public TO {role}",
@@ -136,7 +137,12 @@ class _Roles:
     def __init__(self, connection: Connection) -> None:
         self._raw: Any = connection.connection.dbapi_connection
         self._database = Identifier(connection.engine.url.database or "")
-        self._tables = SQL(", ").join(map(Identifier, metadata.tables))
+        # Nobody but workers needs to find out who was erased.
+        self._tables = SQL(", ").join(
+            Identifier(name)
+            for name in metadata.tables
+            if name != erased_customers.name
+        )
 
     def run(self, statements: Sequence[str], role: str = "") -> None:
         """Run statements with the names filled in."""

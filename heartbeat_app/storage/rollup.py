@@ -227,6 +227,10 @@ WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.customers,
     IS DISTINCT FROM
     (there.count, there.sum, there.min, there.max, there.customers, there.counted,
      there.summed)
+AND NOT EXISTS (
+    SELECT FROM rollup_marks AS mark
+    WHERE mark.since <= minute AND mark.until > minute
+)
 """
 )
 

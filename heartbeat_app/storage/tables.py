@@ -104,6 +104,22 @@ dead_letters = Table(
     Index("idx_dead_letters_first_seen", "first_seen"),
 )
 
+# Who was erased, not by name; heartbeat_app.storage.erasures has what it means. The
+# counts are of what was removed.
+erased_customers = Table(
+    "erased_customers",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("key", LargeBinary, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    _count("beats"),
+    _count("rollups"),
+    _count("letters"),
+    _instant("begun_at"),
+    _instant("finished_at", nullable=True),
+    UniqueConstraint("digest", name="erased_customers_digest_key"),
+)
+
 # What came in, by minute of arrival.
 ingest_minute = Table(
     "ingest_minute",

@@ -4,11 +4,12 @@
 2. lock the partition's row of the ledger
 3. compare: what lies below its next offset was stored before (the fence); a batch
    that begins above it means that the ledger went back: nothing is written
-4. insert the beats and mark their minutes for the roll-ups; beats that conflict or are
+4. refuse what erased customers sent, which also holds off new erasures
+5. insert the beats and mark their minutes for the roll-ups; beats that conflict or are
    rejected join the dead letters
-5. insert the dead letters
-6. add the batch to its minute and to the ledger, whose constraints check the sums
-7. commit
+6. insert the dead letters
+7. add the batch to its minute and to the ledger, whose constraints check the sums
+8. commit
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
 from heartbeat_app.exceptions import LedgerWentBackError
-from heartbeat_app.storage import days, errors, ingest, ledger, marks
+from heartbeat_app.storage import days, erasures, errors, ingest, ledger, marks
 from heartbeat_app.storage.beats import insert_beats
 from heartbeat_app.storage.engine import Uses
 from heartbeat_app.storage.tables import dead_letters
@@ -115,6 +116,7 @@ class Writer:
         self._blocked: set[tuple[str, int]] = set()
         # Partitions whose last batch held beats that were there already.
         self._repeating: set[tuple[str, int]] = set()
+        self._erased = erasures.Erased()
         # How many records go into a transaction, of partitions that write slowly.
         self._most: dict[tuple[str, int], int] = {}
         # Signs of life by partition: how often a write has made its days, or has ended,
@@ -182,6 +184,8 @@ class Writer:
         except Exception as error:
             if errors.is_missing_day(error):
                 self._known_days.clear()  # dropped behind our back
+            # A restored database may have other rows with the same ids.
+            self._erased = erasures.Erased()
             # The next attempt begins with new sessions: one that was opened while
             # the database was read-only stays so.
             self._engine.dispose()
@@ -220,6 +224,8 @@ class Writer:
             return Written()
         batch = batch.since(next_offset)
         records = batch.records
+        self._erased = erased = erasures.read(connection, self._erased)
+        batch = erasures.refuse(batch, erased)
 
         row = batch.topic_id, batch.partition
         inserted = insert_beats(

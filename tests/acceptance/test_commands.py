@@ -52,6 +52,7 @@ def test_the_documents_show_the_commands_help(environ: dict[str, str]) -> None:
         "books",
         "partitions",
         "export",
+        "erase",
         "dead-letters",
     ):
         assert re.search(rf"^  {command} +\S", main, re.MULTILINE), command
@@ -103,7 +104,7 @@ def test_books_that_balance(
     assert (found["balanced"], found["kafka_checked"]) == (True, True)
     assert found["total"] == {
         "consumed": 3, "stored": 1, "duplicate": 1, "dead": 1, "missing": 0, "gap": 0,
-        "lag": 3, "rows": 1, "replayed": 0, "dropped": 0,
+        "lag": 3, "rows": 1, "replayed": 0, "dropped": 0, "erased": 0,
     }  # fmt: skip
     first, second = found["partitions"]
     assert (first["next_offset"], first["log_end"], first["lag"]) == (3, 5, 2)

@@ -150,7 +150,7 @@ def test_it_can_be_read_before_it_is_run(empty: dict[str, str]) -> None:
     alembic(empty, "upgrade", "head")  # the rights of the roles are not printed
     kept.do("TRUNCATE heartbeats, dead_letters, partition_ledger, ingest_minute")
     store_some(settings_of(empty))
-    kept.do(printed_sql(empty, "downgrade", "0002:base"))
+    kept.do(printed_sql(empty, "downgrade", "0003:base"))
     assert relations(engine) == {"alembic_version", "alembic_version_pkc"}
     engine.dispose()
 

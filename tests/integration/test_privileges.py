@@ -44,6 +44,7 @@ WRITTEN = (
 READ = (
     "heartbeats_minute", "heartbeats_hour", "heartbeats_minute_all",
     "heartbeats_hour_all", "dropped_days", "dropped_dead_letters", "retention",
+    "erased_customers",
 )  # fmt: skip
 FUNCTIONS = (
     "detach_day", "drop_day", "drop_dead_letters", "drop_rollup_month",
@@ -156,6 +157,8 @@ def test_it_may_neither_delete_nor_change_a_table(
         "UPDATE dead_letters SET value = NULL",
         "UPDATE dead_letters SET reason = 'other'",
         "UPDATE ingest_minute SET minute = now()",
+        "INSERT INTO erased_customers (key, digest, begun_at) VALUES ('', '', now())",
+        "UPDATE erased_customers SET digest = ''",
         "SELECT setval('heartbeats_id_seq', 1)",
         "SELECT * FROM alembic_version",
         "CREATE TABLE mine ()",

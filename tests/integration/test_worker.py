@@ -50,16 +50,30 @@ def test_faust_finds_all_parts(environ: dict[str, str]) -> None:
     assert {"/health/live", "/health/ready", "/stats/", "/live/", "/live/events"} <= (
         set(found["pages"])
     )
-    assert {"worker", "demo", "send", "books", "export", "dead-letters"} <= set(
-        found["commands"]
-    )
+    assert {
+        "worker",
+        "demo",
+        "send",
+        "books",
+        "export",
+        "erase",
+        "dead-letters",
+    } <= set(found["commands"])
     assert found["idle"] >= 86_400
     assert 10 <= found["session"] <= 15
 
 
 def test_faust_knows_the_commands_too(environ: dict[str, str]) -> None:
     printed = run(environ, "faust", "-A", "heartbeat_app", "--help")
-    for command in ("worker", "demo", "send", "books", "export", "dead-letters"):
+    for command in (
+        "worker",
+        "demo",
+        "send",
+        "books",
+        "export",
+        "erase",
+        "dead-letters",
+    ):
         assert command in printed
     assert run(environ, "faust", "-A", "heartbeat_app", "books", "--json")
 

@@ -23,6 +23,7 @@ DECIDED_ELSEWHERE = {
     Reason.TOO_MANY_DAYS,
     Reason.CONFLICT,
     Reason.REJECTED_BY_DATABASE,
+    Reason.CUSTOMER_ERASED,
 }
 
 

@@ -1,0 +1,162 @@
+"""Customers who were erased are refused, in whatever form they come again.
+
+`erased_customers` does not name them: it has a keyed hash (BLAKE2b) of each id, with a
+random key that is in the row, too. Who may read the table can find out whether an id
+that they guess was erased, as a worker has to; nobody can read who it was.
+
+**No beat slips through.** A batch's transaction reads the table before it inserts, and
+so holds ACCESS SHARE on it until its end. An erasure adds its row under ACCESS
+EXCLUSIVE. It therefore waits for all transactions that have not seen it, and all later
+ones do: what it deletes after that cannot come again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, select
+
+from heartbeat_app.batches import Batch, Refused
+from heartbeat_app.models import Record
+from heartbeat_app.storage.tables import erased_customers
+from heartbeat_app.validation import Reason, Refusal
+
+REFUSAL = Refusal(
+    Reason.CUSTOMER_ERASED, "The customer was erased; what was received is not kept."
+)
+
+_c = erased_customers.c
+# Also where the rest is no JSON, or the object lies in another.
+_CUSTOMER_ID = re.compile(rb'"customer_id"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """Which customers were erased, as far as was read.
+
+    Attributes:
+        keys: Of the digests; one, as a rule.
+        last: The highest id that was read.
+    """
+
+    keys: tuple[bytes, ...] = ()
+    digests: frozenset[bytes] = frozenset()
+    last: int = 0
+
+    def among(self, customer_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that were erased."""
+        if not self.digests:
+            return set()
+        ids = set(customer_ids)
+        return {
+            each
+            for key in self.keys
+            for each in ids
+            if digest_of(key, each) in self.digests
+        }
+
+
+def digest_of(key: bytes, customer_id: str) -> bytes:
+    """What stands for a customer in the table."""
+    # A refused record may name what is no text.
+    id = customer_id.encode(errors="surrogatepass")
+    return hashlib.blake2b(id, key=key, digest_size=32).digest()
+
+
+def read(connection: Connection, known: Erased) -> Erased:
+    """Add what is new to what is known, and hold off erasures until the end.
+
+    Call it inside of the transaction that stores, before it inserts.
+    """
+    rows = connection.execute(
+        select(_c.id, _c.key, _c.digest).where(_c.id > known.last).order_by(_c.id)
+    ).all()
+    if not rows:
+        return known
+    return Erased(
+        tuple({*known.keys, *(bytes(row.key) for row in rows)}),
+        known.digests | {bytes(row.digest) for row in rows},
+        rows[-1].id,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Emptied:
+    """A record of which nothing is kept but its offset."""
+
+    offset: int
+    key: None = None
+    value: None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+def refuse(batch: Batch, erased: Erased) -> Batch:
+    """The batch without what erased customers sent; refused records, too."""
+    if not erased.digests:
+        return batch
+    gone = erased.among(beat.customer_id for beat in batch.beats)
+    keep = [i for i, beat in enumerate(batch.beats) if beat.customer_id not in gone]
+    refused = [
+        _emptied(each.record)
+        if erased.among(customers_named(each.record.key, each.record.value))
+        else each
+        for each in batch.refused
+    ]
+    if len(keep) == len(batch.beats):
+        return replace(batch, refused=refused)
+    kept = set(keep)
+    return replace(
+        batch,
+        beats=[batch.beats[i] for i in keep],
+        sources=[batch.sources[i] for i in keep],
+        refused=[
+            *refused,
+            *(
+                _emptied(source)
+                for i, source in enumerate(batch.sources)
+                if i not in kept
+            ),
+        ],
+    )
+
+
+def _emptied(record: Record) -> Refused:
+    return Refused(_Emptied(record.offset), REFUSAL)
+
+
+def customers_named(key: bytes | None, value: bytes | None) -> set[str]:
+    """The customers that a record which is no beat may be about.
+
+    Its key, and every customer_id that can be read in its value.
+    """
+    found = set()
+    if key:
+        found.add(key.decode(errors="surrogateescape"))
+    if value:
+        with suppress(ValueError, RecursionError):
+            found.update(_ids_in(json.loads(value)))
+        for match in _CUSTOMER_ID.findall(value):
+            text = match.decode(errors="surrogateescape")
+            try:
+                found.add(str(json.loads(text, strict=False)))
+            except ValueError:
+                found.add(text[1:-1])
+    return found
+
+
+def _ids_in(found: Any) -> Iterator[str]:
+    if isinstance(found, dict):
+        for name, value in found.items():
+            if name == "customer_id" and isinstance(value, str | int | float):
+                yield str(value)
+            else:
+                yield from _ids_in(value)
+    elif isinstance(found, list):
+        for each in found:
+            yield from _ids_in(each)
