@@ -1,5 +1,8 @@
 """What the beats of customers were: answers that stay cheap on years of them.
 
+Minutes, hours and days are read from the roll-ups, so also those of days whose beats
+were dropped; where beats came in that are not rolled up yet, they are counted.
+
 Where many days are asked about, that is done some at a time, each in a transaction of
 its own: a day costs locks until it ends, and a server has a limited number.
 """
@@ -7,17 +10,21 @@ its own: a day costs locks until it ends, and a server has a limited number.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as time_of_day
 from itertools import islice
+from operator import itemgetter
 
 from sqlalchemy import Connection, Engine, text
 
 from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
 from heartbeat_app.storage import days
+from heartbeat_app.storage.marks import merged
+from heartbeat_app.storage.rollup import read_marks
 
 # From the first instant up to, not including, the second.
 Span = tuple[datetime, datetime]
@@ -103,6 +110,26 @@ SELECT "timestamp", heart_rate FROM heartbeats
 WHERE customer_id = :customer_id AND "timestamp" >= :since AND "timestamp" < :until
 ORDER BY "timestamp" LIMIT :limit
 """)
+
+# A month costs locks as well, but even 5,000 days are no more than 165 of them.
+ROLLED_UP = {
+    "minute": text("""
+SELECT minute, count, min, max, sum FROM heartbeats_minute
+WHERE customer_id = :customer_id AND minute >= :since AND minute < :until
+ORDER BY minute
+"""),
+    "hour": text("""
+SELECT hour, count, min, max, sum FROM heartbeats_hour
+WHERE customer_id = :customer_id AND hour >= :since AND hour < :until
+ORDER BY hour
+"""),
+    "day": text("""
+SELECT date_trunc('day', hour, 'UTC') AS day, sum(count), min(min), max(max), sum(sum)
+FROM heartbeats_hour
+WHERE customer_id = :customer_id AND hour >= :since AND hour < :until
+GROUP BY day ORDER BY day
+"""),
+}
 
 BUCKETS = text("""
 SELECT date_bin(:step, "timestamp", :origin) AS begin, count(*), min(heart_rate),
@@ -198,7 +225,8 @@ def read_history(
     """A customer's heart rate in a span.
 
     Arguments:
-        step: raw or one of STEPS; None: the finest that the span and the beats allow.
+        step: raw or one of STEPS; None: the finest that the span, the beats and the
+            retention allow.
 
     Raises:
         TooManyBeatsError: The step is raw, and there are more than MAX_POINTS.
@@ -206,6 +234,8 @@ def read_history(
     """
     wanted = step or finest_step(until - since)
     with _connected(engine) as connection:
+        if step is None:
+            wanted = _finest_kept(connection, wanted, since, until)
         if wanted == RAW:
             beats = _read_beats(connection, customer_id, since, until)
             if len(beats) <= MAX_POINTS:
@@ -214,7 +244,7 @@ def read_history(
                 raise TooManyBeatsError(MAX_POINTS)
             wanted = "minute"
         since, until = widen(since, until, STEPS[wanted])
-        buckets = _read_buckets(connection, customer_id, since, until, STEPS[wanted])
+        buckets = _read_buckets(connection, customer_id, since, until, wanted)
     return History(customer_id, since, until, wanted, buckets)
 
 
@@ -233,6 +263,23 @@ def finest_step(span: timedelta) -> str:
     # One more where neither end is at a step's.
     fitting = (name for name, step in STEPS.items() if span <= longest_span(step))
     return next(fitting, "day")
+
+
+def _finest_kept(
+    connection: Connection, step: str, since: datetime, until: datetime
+) -> str:
+    """The step, or the next one where the retention dropped what that is read from."""
+    first, last = since.date(), until.date()
+    if step == RAW and any(
+        first <= day <= last for day in days.dropped_days(connection)
+    ):
+        step = "minute"
+    if step == "minute":
+        dropped = days.existing_months(connection, "heartbeats_hour")
+        dropped -= days.existing_months(connection, "heartbeats_minute")
+        if not dropped.isdisjoint({first.replace(day=1), last.replace(day=1)}):
+            step = "hour"
+    return step
 
 
 def longest_span(step: timedelta) -> timedelta:
@@ -268,29 +315,47 @@ def _read_buckets(
     customer_id: str,
     since: datetime,
     until: datetime,
-    step: timedelta,
+    step: str,
 ) -> list[Bucket]:
-    """The steps that have beats, ascending.
-
-    Counted from the beats, as long as there are no roll-ups. With roll-ups this is
-    the one place that changes: where they are up to date (no mark in the span), whole
-    minutes can be read from heartbeats_minute, hours and days from heartbeats_hour.
-    """
-    # A step lies in one day, so days can be asked about some at a time.
-    found: list[Bucket] = []
-    for first, end in _in_time(_spans(connection, since, until)):
-        values = {
-            "customer_id": customer_id,
-            "since": first,
-            "until": end,
-            "step": step,
-            "origin": ORIGIN,
-        }
-        found.extend(
-            Bucket(begin, count, least, most, round(total / count, 3))
-            for begin, count, least, most, total in connection.execute(BUCKETS, values)
+    """The steps that have beats, ascending."""
+    # The marks first: what is rolled up after that is right in either way.
+    counted = list(_not_rolled_up(connection, since, until, STEPS[step]))
+    values = {"customer_id": customer_id, "step": STEPS[step], "origin": ORIGIN}
+    rows = [
+        row
+        for row in connection.execute(
+            ROLLED_UP[step], {**values, "since": since, "until": until}
         )
-    return found
+        if not _is_in(counted, row[0])
+    ]
+    for first, end in _in_time(counted):
+        rows += connection.execute(BUCKETS, {**values, "since": first, "until": end})
+    return [
+        Bucket(begin, int(count), least, most, round(int(total) / int(count), 3))
+        for begin, count, least, most, total in sorted(rows)
+    ]
+
+
+def _not_rolled_up(
+    connection: Connection, since: datetime, until: datetime, step: timedelta
+) -> Iterator[Span]:
+    """The marked times, in whole steps, where there are beats to be counted.
+
+    In whole hours at least, as the roll-ups' job takes them: few questions.
+    """
+    whole = max(step, STEPS["hour"])
+    wide = merged(
+        widen(each.since, each.until, whole)
+        for each in read_marks(connection, since, until)
+    )
+    for first, end in wide:
+        yield from _spans(connection, max(since, first), min(until, end))
+
+
+def _is_in(spans: Sequence[Span], instant: datetime) -> bool:
+    """Whether it lies in one of the spans, which are ascending and apart."""
+    place = bisect_right(spans, instant, key=itemgetter(0)) - 1
+    return place >= 0 and instant < spans[place][1]
 
 
 def _spans(connection: Connection, since: datetime, until: datetime) -> Iterator[Span]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, TextClause, text
+from sqlalchemy import Engine, TextClause, func, select, text
 
 from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
@@ -27,6 +27,7 @@ from heartbeat_app.storage.history import (
     list_latest,
     read_history,
 )
+from heartbeat_app.storage.rollup import Job
 from heartbeat_app.storage.writer import Writer
 from tests.storing import START, Kept, batch_of, beat
 
@@ -117,34 +118,106 @@ def test_the_latest_beat_is_that_of_each_customer_who_has_one_since_then(
         assert found == expected
 
 
-@pytest.mark.parametrize("step", STEPS)
+def roll_up(engine: Engine) -> None:
+    """Work out all that is marked."""
+    while not Job(engine).run_pass():
+        pass
+
+
+@pytest.mark.parametrize("rolled_up", ["nothing", "some", "all", "all, and dropped"])
 @pytest.mark.parametrize("days_a_query", [1, 50])
 def test_a_bucket_is_what_its_beats_are(
     writer: Writer,
     asking: Engine,
+    engine: Engine,
+    kept: Kept,
     monkeypatch: pytest.MonkeyPatch,
-    step: str,
+    rolled_up: str,
     days_a_query: int,
 ) -> None:
     monkeypatch.setattr(history, "DAYS_A_QUERY", days_a_query)
-    beats = stored(writer, scattered(days=3, count=2_000))
+    beats = scattered(days=3, count=1_000)
+    some = 900 if rolled_up == "some" else len(beats)
+    stored(writer, beats[:some])
+    if rolled_up != "nothing":
+        roll_up(engine)
+    # Late ones, and a customer of whom nothing was rolled up.
+    late = [*beats[some:], beat("new", 90, 50)] if rolled_up == "some" else []
+    if late:
+        writer.write(batch_of(late, asked=some))
+    if rolled_up == "all, and dropped":
+        kept.do("DROP TABLE heartbeats_2026_01_01", "DELETE FROM heartbeats")
+    for step in STEPS:
+        for customer_id in [*IDS[:4], "new"]:
+            mine = [b for b in [*beats[:some], *late] if b.customer_id == customer_id]
+            check_buckets(asking, customer_id, step, mine)
+
+
+def check_buckets(
+    asking: Engine, customer_id: str, step: str, beats: list[Heartbeat]
+) -> None:
+    """What is answered is what the beats give, neither end at a whole step."""
     width = STEPS[step]
     since, until = START + timedelta(minutes=3, seconds=7), START + 2.2 * DAY
-    for customer_id in IDS[:4]:
-        buckets: defaultdict[datetime, list[int]] = defaultdict(list)
-        for each in beats:
-            begin = each.timestamp - (each.timestamp - history.ORIGIN) % width
-            if each.customer_id == customer_id and since - width < begin < until:
-                buckets[begin].append(each.heart_rate)
-        found = read_history(asking, customer_id, since, until, step)
-        assert found.step == step
-        assert (found.since - history.ORIGIN) % width == timedelta()
-        assert found.since <= since < found.since + width
-        assert found.until - width < until <= found.until
-        assert found.points == [
-            Bucket(begin, len(r), min(r), max(r), round(sum(r) / len(r), 3))
-            for begin, r in sorted(buckets.items())
-        ]
+    buckets: defaultdict[datetime, list[int]] = defaultdict(list)
+    for each in beats:
+        begin = each.timestamp - (each.timestamp - history.ORIGIN) % width
+        if since - width < begin < until:
+            buckets[begin].append(each.heart_rate)
+    found = read_history(asking, customer_id, since, until, step)
+    assert found.step == step
+    assert (found.since - history.ORIGIN) % width == timedelta()
+    assert found.since <= since < found.since + width
+    assert found.until - width < until <= found.until
+    assert found.points == [
+        Bucket(begin, len(r), min(r), max(r), round(sum(r) / len(r), 3))
+        for begin, r in sorted(buckets.items())
+    ]
+
+
+def test_the_beats_are_counted_only_where_they_are_not_rolled_up(
+    writer: Writer, asking: Engine, engine: Engine, kept: Kept
+) -> None:
+    minutes = [beat("a", 60 * minute, 60) for minute in range(180)]
+    stored(writer, minutes)
+    roll_up(engine)
+    kept.do(  # so that both can be told apart
+        "UPDATE heartbeats_minute SET sum = 99, max = 99",
+        "UPDATE heartbeats_hour SET sum = 60 * 99, max = 99",
+    )
+    writer.write(batch_of([beat("b", 65 * 60, 60)], asked=180))
+
+    def highest(step: str) -> list[int]:
+        found = read_history(asking, "a", START, START + timedelta(hours=3), step)
+        return [each.max for each in found.points if isinstance(each, Bucket)]
+
+    assert highest("minute") == [99] * 60 + [60] * 60 + [99] * 60
+    assert highest("hour") == [99, 60, 99]
+    assert highest("day") == [60]
+
+
+def test_what_was_dropped_is_answered_by_what_is_left_of_it(
+    writer: Writer, asking: Engine, engine: Engine, kept: Kept
+) -> None:
+    stored(writer, [beat("a", 60, 60), beat("a", at=START + 40 * DAY)])
+    roll_up(engine)
+
+    def step(since: datetime) -> str:
+        return read_history(asking, "a", since, since + timedelta(hours=1)).step
+
+    assert step(START) == "raw"
+    kept.do(
+        "ALTER TABLE heartbeats DETACH PARTITION heartbeats_2026_01_01",
+        "INSERT INTO dropped_days (day, rows, detached_at, dropped_at)"
+        " VALUES ('2026-01-01', 1, now(), now())",
+    )
+    assert (step(START), step(START + 40 * DAY)) == ("minute", "raw")
+    kept.do("DROP TABLE heartbeats_minute_2026_01")
+    found = read_history(asking, "a", START, START + timedelta(hours=1))
+    assert (found.step, len(found.points)) == ("hour", 1)
+    # Whoever asks for a step gets it.
+    asked = read_history(asking, "a", START, START + timedelta(hours=1), "minute")
+    assert asked.points == []
 
 
 def test_single_beats_are_given_as_long_as_they_are_few(
@@ -215,6 +288,12 @@ SELECT 'customer-' || c, TIMESTAMPTZ '2026-01-01 00:00Z' + m * INTERVAL '1 minut
        60 + m % 50
 FROM generate_series(1, 10) AS c, generate_series(0, 30 * 1440 - 1) AS m
 """
+ROLL_UP = """
+INSERT INTO heartbeats_{table}
+SELECT customer_id, date_bin('{unit}', "timestamp", '2000-01-01Z'), count(*),
+       sum(heart_rate), min(heart_rate), max(heart_rate), 60, 60
+FROM heartbeats GROUP BY 1, 2
+"""
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -257,7 +336,7 @@ def pages_read(plan: dict[str, Any]) -> int:
 
 
 INDEXED = {"Index Scan", "Index Only Scan", "Bitmap Heap Scan"}
-SPAN = {"customer_id": "customer-3", "since": BEGIN + 3 * DAY}
+SPAN: dict[str, Any] = {"customer_id": "customer-3", "since": BEGIN + 3 * DAY}
 
 
 @pytest.mark.parametrize("statement", ["BEATS", "BUCKETS"])
@@ -271,6 +350,26 @@ def test_a_customers_hours_open_one_day_and_read_the_index(
     assert opened == {"heartbeats_2026_01_04"}
     assert ways <= INDEXED
     assert pages_read(plan) < 200, "of 14,400 rows on that day"
+
+
+def test_a_customers_month_opens_its_roll_ups_and_reads_the_index(
+    filled: Engine,
+) -> None:
+    with filled.begin() as connection:
+        for month in (BEGIN, BEGIN + 31 * DAY):
+            connection.execute(select(func.make_rollup_month(month.date())))
+        for table, unit in (("minute", "1 minute"), ("hour", "1 hour")):
+            connection.execute(text(ROLL_UP.format(table=table, unit=unit)))
+    with filled.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE heartbeats_minute, heartbeats_hour"))
+    for step, width in STEPS.items():
+        values = {**SPAN, "until": SPAN["since"] + 10 * width}
+        plan = explain(filled, history.ROLLED_UP[step], **values)
+        opened, ways = scans(plan)
+        table = "minute" if step == "minute" else "hour"
+        assert opened == {f"heartbeats_{table}_2026_01"}
+        assert ways <= INDEXED
+        assert pages_read(plan) < 100, "of 7,200 hours or 432,000 minutes"
 
 
 def test_a_page_of_customers_is_a_step_a_customer_and_day(filled: Engine) -> None:
