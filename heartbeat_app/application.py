@@ -34,8 +34,8 @@ from heartbeat_app.live.feed import Feed
 from heartbeat_app.maintenance import Maintenance
 from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.engine import Uses, make_engine
-from heartbeat_app.storage.history import ANSWER_SECONDS
 from heartbeat_app.storage.ledger import PostgresLedger
+from heartbeat_app.storage.questions import Questions
 from heartbeat_app.storage.writer import Writer, Written
 from heartbeat_app.topics import ensure_topic
 from heartbeat_app.watchdog import Watchdog
@@ -55,7 +55,7 @@ MODULES = [
 # While one thread builds its text or waits for a commit, the other keeps PostgreSQL
 # busy. More of them would only fight for it.
 WRITING_THREADS = 2
-# Questions of the read API that are answered at once; others wait.
+# Questions of people that are answered at once; others wait.
 ASKING_THREADS = 2
 # Supervisors kill after 10 s.
 STOP_SECONDS = 8.0
@@ -78,15 +78,7 @@ class HeartbeatApp(LaneApp):
             settings, application_name="heartbeat_app reader", pool_size=4
         )
         self.reads_in_use = Uses(self.reads)
-        # Apart from the others, so that no question makes the worker wait.
-        self.questions = make_engine(
-            settings,
-            application_name="heartbeat_app api",
-            pool_size=ASKING_THREADS,
-            statement_timeout_ms=int(ANSWER_SECONDS * 1000),
-        )
-        self.questions_in_use = Uses(self.questions)
-        self.asking = ThreadPoolExecutor(ASKING_THREADS, thread_name_prefix="api")
+        self.questions = Questions(settings, "api", threads=ASKING_THREADS)
         self.writing = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="writer")
         # The last write of each partition, which may still wait for its turn.
         self.writes: dict[TP, Future[Written]] = {}
@@ -128,7 +120,7 @@ class HeartbeatApp(LaneApp):
         await super().on_stop()
         # Python waits for their threads before it ends.
         self.reads_in_use.break_off()
-        self.questions_in_use.break_off()
+        self.questions.end()
 
     def _end_now(self) -> None:
         self.log.error(
@@ -151,11 +143,12 @@ class HeartbeatApp(LaneApp):
         assert isinstance(web, AiohttpWeb)
         access = Access(self.settings.web_token, self.settings.web_bind)
         access.protect(web.web_app)
-        web.web_app.on_shutdown.append(self._end_feed)
+        web.web_app.on_shutdown.append(self._end_answers)
         return web
 
-    async def _end_feed(self, app: object) -> None:
+    async def _end_answers(self, app: object) -> None:
         self.feed.end_all()
+        self.questions.end()
 
     @cached_property
     def watchdog(self) -> Watchdog:

@@ -82,6 +82,13 @@ class TooSlowError(StorageError):
         )
 
 
+class TooManyQuestionsError(StorageError):
+    """More is asked than is answered at once, or the worker ends."""
+
+    def __init__(self) -> None:
+        super().__init__("Too many questions at once; ask again.")
+
+
 class BooksError(StorageError):
     """A batch does not add up; its transaction was rolled back."""
 

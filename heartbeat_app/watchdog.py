@@ -112,10 +112,10 @@ class Watchdog(Service):
         self.age_health()
         for uses, limit in (
             (self.app.reads_in_use, READ_SECONDS),
+            # Else two questions to a server that hangs would keep their threads for
+            # ever.
+            (self.app.questions.uses, READ_SECONDS),
             (self.app.feed.uses, READ_SECONDS),
-            # Else two questions to a server that hangs would keep the read API's
-            # threads for ever.
-            (self.app.questions_in_use, READ_SECONDS),
             (self.app.writer.uses, WRITE_SECONDS),
         ):
             if broken := uses.break_off(after_seconds=limit):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -16,8 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from heartbeat_app.kafka import TopicLog
 from heartbeat_app.live.board import Board
 from heartbeat_app.storage import errors
-from heartbeat_app.storage.engine import Uses, make_engine
-from heartbeat_app.storage.live import LiveReader, Look, Step, read_last_hour
+from heartbeat_app.storage.live import LiveReader, Look
+from heartbeat_app.storage.questions import Questions
 
 LOOK_SECONDS = 1.0
 # Whoever comes is told at once, but many who come together cost one look.
@@ -27,12 +26,8 @@ RATE_SECONDS = 10.0
 # A viewer that takes no messages for so long comes back later and is told all.
 MOST_BEHIND = 10
 MAX_VIEWERS = 500
-# Threads that read customers' last hours, and how many may wait for one.
-HOURS_THREADS = 2
-MAX_HOURS = 100
-# The server gives up before the watchdog breaks the connection off: what nobody waits
-# for any more shall not go on there.
-STATEMENT_TIMEOUT_MS = 10_000
+# The first look at very many customers takes long.
+STATEMENT_SECONDS = 10.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -59,28 +54,20 @@ class Viewer:
 class Feed(Service):
     """What the open pages are told.
 
-    It has connections and threads of its own, so that no viewer can keep the worker
-    from its work: the lane and the watchdog share asyncio's threads.
-
     Arguments:
         app: Its `watchdog.logs` say how much is to be read.
 
     Attributes:
-        uses: Its connections, for the watchdog to break off.
+        uses: Its connection, for the watchdog to break off.
     """
 
     def __init__(self, app: Any, **kwargs: Any) -> None:
-        self._engine = make_engine(
-            app.settings,
-            application_name="heartbeat_app live",
-            pool_size=1 + HOURS_THREADS,
-            statement_timeout_ms=STATEMENT_TIMEOUT_MS,
+        # Not among what single people ask: nobody's look waits for those.
+        self._looks = Questions(
+            app.settings, "live", threads=1, statement_seconds=STATEMENT_SECONDS
         )
-        self.uses = Uses(self._engine)
-        self._looking = ThreadPoolExecutor(1, thread_name_prefix="live")
-        self._hours = ThreadPoolExecutor(HOURS_THREADS, thread_name_prefix="hours")
-        self._asking = 0
-        self._reader = LiveReader(self._engine)
+        self.uses = self._looks.uses
+        self._reader = LiveReader(self._looks.engine)
         self._board = Board()
         self._app = app
         self._viewers: set[Viewer] = set()
@@ -110,36 +97,17 @@ class Feed(Service):
     def end_all(self) -> None:
         """Send everybody away, for good; may be called again.
 
-        The web server waits for whoever is not answered, and Python for its threads and
-        all that they have to do.
+        The web server waits for whoever is not answered.
         """
         self._ended = True
         for viewer in self._viewers:
             viewer.end()
         self._viewers.clear()
-        for threads in (self._looking, self._hours):
-            threads.shutdown(wait=False, cancel_futures=True)
-        self.uses.break_off()
+        self._looks.end()
 
     async def on_stop(self) -> None:
         """Call when the worker stops; without a web server nobody else ends it."""
         self.end_all()
-
-    async def last_hour(self, customer_id: str) -> list[Step] | None:
-        """The customer's last hour; None: too many ask at once.
-
-        Raises:
-            SQLAlchemyError: The database does not answer.
-        """
-        if self._asking >= MAX_HOURS:
-            return None
-        self._asking += 1
-        try:
-            return await self.loop.run_in_executor(
-                self._hours, read_last_hour, self._engine, customer_id
-            )
-        finally:
-            self._asking -= 1
 
     @Service.task
     async def _look_while_watched(self) -> None:
@@ -164,9 +132,7 @@ class Feed(Service):
         here = set(self._viewers)  # more may come meanwhile; they are told next time
         wants_all = any(not viewer.knows_all for viewer in here)
         try:
-            look, new, everything = await self.loop.run_in_executor(
-                self._looking, self._read, wants_all
-            )
+            look, new, everything = await self._looks.ask(self._read, wants_all)
         except SQLAlchemyError as error:
             self._stored.clear()
             trouble = f"The database does not answer: {errors.words(error)}"

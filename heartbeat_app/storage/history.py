@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Engine, text
 from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
 from heartbeat_app.storage import days
 from heartbeat_app.storage.marks import merged
+from heartbeat_app.storage.questions import ANSWER_SECONDS
 from heartbeat_app.storage.rollup import read_marks
 
 # From the first instant up to, not including, the second.
@@ -39,9 +40,6 @@ STEPS = {
 MAX_POINTS = 5_000
 # Two or three beats a second fit.
 MAX_RAW_SPAN = timedelta(hours=1)
-
-# A statement's limit is the connection's; this is that of all statements of one answer.
-ANSWER_SECONDS = 5.0
 
 # Each costs a lock for its table and for each of its indexes.
 DAYS_A_QUERY = 50
@@ -380,6 +378,7 @@ def _midnight(day: date) -> datetime:
 
 def _in_time(spans: Iterable[Span]) -> Iterator[Span]:
     """The spans, for as long as there is time to ask about another one."""
+    # A statement's limit is the connection's; this is that of all of one answer.
     deadline = time.monotonic() + ANSWER_SECONDS
     for span in spans:
         if time.monotonic() > deadline:

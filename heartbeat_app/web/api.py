@@ -1,12 +1,10 @@
 """The read API: customers and their heart rates, out of the database.
 
-Any worker can answer for all of them. The questions have threads and connections of
-their own, so that however many are asked, the worker stores and watches on.
+Any worker can answer for all of them.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
@@ -18,57 +16,31 @@ from faust.web import Request, Response, View
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.access import requires_token
-from heartbeat_app.application import ASKING_THREADS, app
-from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
+from heartbeat_app.application import app
+from heartbeat_app.exceptions import (
+    TooManyBeatsError,
+    TooManyQuestionsError,
+    TooSlowError,
+)
 from heartbeat_app.storage import errors, history, reads
+from heartbeat_app.storage.questions import ANSWER_SECONDS
 from heartbeat_app.web.answers import Answer, Found, encode, problem
 from heartbeat_app.web.parameters import BadParameterError, Parameters, customer_id
 
-# So long a question waits for its turn; then it is told to come again.
-WAIT_SECONDS = 5.0
-# More than these are told so at once: each that waits costs a connection and memory.
-MOST_WAITING = 50
-
 # SQLSTATEs of a statement that took longer than it may.
 TOO_SLOW = {"57014", errors.LOCK_NOT_AVAILABLE}
-
-_turns = asyncio.Semaphore(ASKING_THREADS)
-_places = asyncio.Semaphore(ASKING_THREADS + MOST_WAITING)
 
 
 async def respond(
     view: View, request: Request, known: set[str], ask: Callable[[Parameters], Found]
 ) -> Response:
     """Check the parameters, ask in a thread, and answer in the wanted format."""
-    if _places.locked():
-        answer = _too_many()
-    else:
-        async with _places:
-            answer = await _in_turn(request, known, ask)
+    try:
+        answer = await app.questions.ask(_answer, request, known, ask)
+    except TooManyQuestionsError as error:
+        answer = problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
     headers = dict(answer.headers)
     return view.bytes(answer.body, status=answer.status, headers=headers)
-
-
-async def _in_turn(
-    request: Request, known: set[str], ask: Callable[[Parameters], Found]
-) -> Answer:
-    try:
-        async with asyncio.timeout(WAIT_SECONDS):
-            await _turns.acquire()
-    except TimeoutError:
-        return _too_many()
-    try:
-        return await asyncio.get_running_loop().run_in_executor(
-            app.asking, _answer, request, known, ask
-        )
-    finally:
-        _turns.release()
-
-
-def _too_many() -> Answer:
-    return problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, "Too many questions at once; ask again."
-    )
 
 
 def _answer(
@@ -87,7 +59,7 @@ def _answer(
         return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
     except SQLAlchemyError as error:
         if errors.sqlstate(error) in TOO_SLOW:
-            why = str(TooSlowError(history.ANSWER_SECONDS))
+            why = str(TooSlowError(ANSWER_SECONDS))
         else:
             why = "The database does not answer; /health/ready says more."
         return problem(HTTPStatus.SERVICE_UNAVAILABLE, why)
@@ -110,7 +82,7 @@ class Customers(View):
         def ask(parameters: Parameters) -> Found:
             limit = parameters.limit()
             ids = history.list_customers(
-                app.questions, after=parameters.after(), limit=limit + 1
+                app.questions.engine, after=parameters.after(), limit=limit + 1
             )
             page = ids[:limit]
             following = page[-1] if len(ids) > limit else None
@@ -136,7 +108,7 @@ class HeartRate(View):
             given = match["customer_id"]
             since, until, step = parameters.span(datetime.now(UTC))
             found = history.read_history(
-                app.questions, customer_id(given), since, until, step
+                app.questions.engine, customer_id(given), since, until, step
             )
             kind = history.Beat if found.step == history.RAW else history.Bucket
             columns = [field.name for field in fields(kind)]
@@ -166,7 +138,10 @@ class Latest(View):
         def ask(parameters: Parameters) -> Found:
             since, limit = parameters.since(datetime.now(UTC)), parameters.limit()
             found = history.list_latest(
-                app.questions, since=since, after=parameters.after(), limit=limit + 1
+                app.questions.engine,
+                since=since,
+                after=parameters.after(),
+                limit=limit + 1,
             )
             page = found[:limit]
             following = page[-1].customer_id if len(found) > limit else None
@@ -189,7 +164,7 @@ class Summary(View):
         """Answer with the last minute, the pace, and the sums."""
 
         def ask(parameters: Parameters) -> Found:
-            document = asdict(reads.read_summary(app.questions))
+            document = asdict(reads.read_summary(app.questions.engine))
             flat = _flat(document)
             return Found(document, list(flat), [list(flat.values())])
 

@@ -12,8 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.access import requires_token
 from heartbeat_app.application import app
+from heartbeat_app.exceptions import TooManyQuestionsError
 from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
-from heartbeat_app.storage.live import HOUR, HOUR_STEP_SECONDS
+from heartbeat_app.storage.live import HOUR, HOUR_STEP_SECONDS, read_last_hour
 
 STATIC = Path(__file__).parent / "static" / "live"
 # A viewer that takes nothing for so long is gone.
@@ -99,11 +100,13 @@ class CustomerHour(View):
                 {"error": f"id is 1 to {MAX_CUSTOMER_ID_LENGTH} characters"}, status=400
             )
         try:
-            steps = await app.feed.last_hour(customer_id)
+            steps = await app.questions.ask(
+                read_last_hour, app.questions.engine, customer_id
+            )
+        except TooManyQuestionsError as error:
+            return self.json({"error": str(error)}, status=503)
         except SQLAlchemyError:
             return self.json({"error": "The database does not answer"}, status=503)
-        if steps is None:
-            return self.json({"error": "Too many ask at once"}, status=503)
         return self.json(
             {
                 "step_seconds": HOUR_STEP_SECONDS,

@@ -230,8 +230,8 @@ watchdog.read_books = lambda reads: SimpleNamespace(problems=[])
 app = SimpleNamespace(
     reads=None,
     reads_in_use=SimpleNamespace(break_off=lambda after_seconds: 0),
+    questions=SimpleNamespace(uses=SimpleNamespace(break_off=lambda after_seconds: 0)),
     feed=SimpleNamespace(uses=SimpleNamespace(break_off=lambda after_seconds: 0)),
-    questions_in_use=SimpleNamespace(break_off=lambda after_seconds: 0),
     writer=SimpleNamespace(uses=SimpleNamespace(break_off=lambda after_seconds: 0)),
     lane=SimpleNamespace(partitions={}, topics=set()),
     admin=SimpleNamespace(topic_logs=lambda topics: {}),
