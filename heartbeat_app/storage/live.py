@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, TextClause, select, text
+from sqlalchemy import Connection, Engine, TextClause, func, select, text
 
 from heartbeat_app.storage.reads import Recent, read_recent
-from heartbeat_app.storage.tables import partition_ledger
+from heartbeat_app.storage.tables import erased_customers, partition_ledger
 
 # A customer's last minutes are a row of slots with the lowest and the highest rate.
 SLOT_SECONDS = 10
@@ -189,6 +189,7 @@ class LiveReader:
         self._engine = engine
         self._marks: deque[_Mark] = deque()
         self._unfinished = 0  # the first transaction that the last look did not see
+        self._erasure: datetime | None = None  # the last one before the last look
 
     def read(self, *, anew: bool = False) -> Look:
         """Look once.
@@ -201,9 +202,15 @@ class LiveReader:
                 since it may be another database (restored from a backup).
         """
         marks, self._marks = self._marks, deque()
+        erasure = _last_erasure(self._engine)
         with snapshot(self._engine) as connection:
             now, xmin, xmax = connection.execute(SNAPSHOT).one()
-            is_anew = anew or not marks or _is_another_time(marks[-1], now, xmax)
+            is_anew = (
+                anew
+                or not marks
+                or erasure != self._erasure
+                or _is_another_time(marks[-1], now, xmax)
+            )
             if is_anew:
                 marks.clear()
             bounds = _bounds(now)
@@ -237,8 +244,20 @@ class LiveReader:
             recent=read_recent(self._engine),
         )
         marks.append(_Mark(xmax, max([last_id, *(row[6] for row in rows)]), now))
-        self._marks, self._unfinished = marks, xmin
+        self._marks, self._unfinished, self._erasure = marks, xmin, erasure
         return look
+
+
+def _last_erasure(engine: Engine) -> datetime | None:
+    """When a customer was erased last, of whom nobody is to be told any more.
+
+    By itself and before the look: a look that held the table would hold off erasures.
+    """
+    with engine.connect() as connection:
+        found: datetime | None = connection.scalar(
+            select(func.max(erased_customers.c.finished_at))
+        )
+    return found
 
 
 def read_last_hour(engine: Engine, customer_id: str) -> list[Step]:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Engine, text
 from heartbeat_app.config import Settings
 from heartbeat_app.storage import days, live
 from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.erase import erase
 from heartbeat_app.storage.live import LiveReader, Look, read_last_hour
 
 pytestmark = pytest.mark.integration
@@ -82,6 +83,22 @@ def test_everybody_since_yesterday_and_then_what_is_new(
     assert told(look) == {"now": 64, "who <b>comes</b>": 65, "late": 66}
     [late] = [each for each in look.heard if each.customer_id == "late"]
     assert late.slot is None
+
+
+def test_who_was_erased_is_forgotten(
+    settings: Settings, engine: Engine, reader: LiveReader
+) -> None:
+    with engine.begin() as connection:
+        put(connection, "erased", 1)
+        put(connection, "other", 1)
+    assert set(told(reader.read())) == {"erased", "other"}
+    owner = make_engine(settings.owner, application_name="erase")
+    erase(owner, "erased")
+    owner.dispose()
+    look = reader.read()
+    assert look.is_anew
+    assert set(told(look)) == {"other"}
+    assert not reader.read().is_anew
 
 
 @pytest.mark.parametrize("first", [True, False])
