@@ -6,11 +6,20 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine
 
 from heartbeat_app.config import Settings, load_settings
 from tests.servers import TEMPLATE, Servers, Topic, Worker, alembic, engine_of
+
+# How long a busy machine takes says nothing about the code.
+hypothesis.settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any machine")
 
 _numbers = itertools.count(1)
 
