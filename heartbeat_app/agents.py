@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 # A batch in hand when the worker stops may end; one that hangs is broken off, since
 # a stop has 10 s in all.
-STOP_GRACE_SECONDS = 4.0
+STOP_GRACE_SECONDS = 3.0
 
 
 def decode(chunk: Chunk) -> Batch:

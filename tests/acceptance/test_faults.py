@@ -159,7 +159,7 @@ def test_a_database_that_hangs_is_not_ready(
         worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
 
         database.server.pause()
-        assert worker.stop(seconds=12) == 0
+        assert worker.stop(seconds=12) == 0, worker.log()[-6_000:]
         database.server.resume()
         balanced(database.environ)
 

