@@ -14,7 +14,7 @@ from faust.types import TP, ConsumerMessage, Message
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
-    retry_if_not_exception_type,
+    retry_if_exception,
     wait_random_exponential,
 )
 
@@ -22,6 +22,13 @@ from heartbeat_app.exceptions import LaneError
 from heartbeat_app.lane.chunk import Chunk
 from heartbeat_app.lane.fetch import LaneThread, Start
 from heartbeat_app.lane.lane import Lane
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether asking again may help. tenacity takes a cancellation for a fault, too."""
+    return isinstance(error, Exception) and not isinstance(
+        error, LaneError | IllegalStateError
+    )
 
 
 class _ReadOffsets(defaultdict[TP, int | None]):
@@ -137,7 +144,7 @@ class LaneConsumer(driver.Consumer):
         if not tps:
             return {}
         async for attempt in AsyncRetrying(
-            retry=retry_if_not_exception_type((LaneError, IllegalStateError)),
+            retry=retry_if_exception(_may_pass),
             wait=wait_random_exponential(multiplier=0.1, max=2.0),
             before_sleep=self._log_retry,
             sleep=asyncio.sleep,
