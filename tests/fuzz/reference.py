@@ -191,6 +191,8 @@ def _judge(
         found = parser.whole()
     except NotJson:
         return None, {"not_json"} | _depth_of_the_unreadable(value)
+    except RecursionError:
+        return None, {"nested_too_deeply"}
     reasons: set[str] = set()
     if parser.deepest > SURELY_READ_DEPTH:
         reasons.add("nested_too_deeply")
