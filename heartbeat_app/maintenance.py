@@ -17,7 +17,12 @@ from mode import Service
 
 from heartbeat_app.config import Settings
 from heartbeat_app.storage import errors, rollup
-from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS, Uses, make_engine
+from heartbeat_app.storage.engine import (
+    STATEMENT_TIMEOUT_MS,
+    Uses,
+    end_waits,
+    make_engine,
+)
 from heartbeat_app.storage.retention import Kept, Retention
 
 # Passes begin at these seconds of each minute. So a minute of the present is worked out
@@ -85,14 +90,7 @@ class Maintenance(Service):
 
     @Service.timer(1.0)
     async def _end_waits(self) -> None:
-        for uses, limit in self._limits:
-            if broken := uses.break_off(after_seconds=limit):
-                self.log.warning(
-                    "PostgreSQL did not answer for %g s: broke off %d connections, to "
-                    "go on with new ones.",
-                    limit,
-                    broken,
-                )
+        end_waits(self._limits, self.log)
 
     async def _run(self, work: Callable[[], Result], what: str) -> Result | None:
         loop = asyncio.get_running_loop()

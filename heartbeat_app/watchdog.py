@@ -18,7 +18,7 @@ from heartbeat_app.exceptions import StandstillError
 from heartbeat_app.kafka import TopicLog
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
+from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS, end_waits
 from heartbeat_app.storage.reads import probe
 from heartbeat_app.waiting import Waiting
 
@@ -110,21 +110,15 @@ class Watchdog(Service):
     async def _end_waits(self) -> None:
         """Beside the look, which may be what waits."""
         self.age_health()
-        for uses, limit in (
+        limits = (
             (self.app.reads_in_use, READ_SECONDS),
             # Else two questions to a server that hangs would keep their threads for
             # ever.
             (self.app.questions.uses, READ_SECONDS),
             (self.app.feed.uses, READ_SECONDS),
             (self.app.writer.uses, WRITE_SECONDS),
-        ):
-            if broken := uses.break_off(after_seconds=limit):
-                self.log.warning(
-                    "PostgreSQL did not answer for %g s: broke off %d connections, to "
-                    "ask again on new ones.",
-                    limit,
-                    broken,
-                )
+        )
+        end_waits(limits, self.log)
 
     def age_health(self) -> None:
         """Not ready when a look takes so long that `health` would be an old one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -134,3 +135,15 @@ class Uses:
                 line.shutdown(socket.SHUT_RDWR)
                 broken += 1
         return broken
+
+
+def end_waits(limits: Iterable[tuple[Uses, float]], log: Any) -> None:
+    """Break off what waits for longer than its limit in seconds, and say so."""
+    for uses, limit in limits:
+        if broken := uses.break_off(after_seconds=limit):
+            log.warning(
+                "PostgreSQL did not answer for %g s: broke off %d connections, to "
+                "ask again on new ones.",
+                limit,
+                broken,
+            )
