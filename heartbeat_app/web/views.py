@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -12,7 +11,6 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.application import app
-from heartbeat_app.exceptions import TooManyQuestionsError
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.dead_letters import count_by_reason
 from heartbeat_app.storage.reads import read_recent
@@ -70,13 +68,10 @@ class Stats(View):
             "lag": health.lag,
         }
         if Stats._reading is None or Stats._reading.done():
-            reading = app.questions.ask(read_stats, app.questions.engine)
+            reading = asyncio.to_thread(read_stats, app.reads)
             Stats._reading = asyncio.ensure_future(reading)
         await asyncio.wait([Stats._reading], timeout=ANSWER_SECONDS)
-        found = None
-        if Stats._reading.done():
-            with suppress(TooManyQuestionsError):
-                found = Stats._reading.result()
+        found = Stats._reading.result() if Stats._reading.done() else None
         if found is None:
             return self.json(answer, status=503)
         return self.json({**answer, **found})
