@@ -19,7 +19,7 @@ from heartbeat_app.storage.reads import read_recent
 ANSWER_SECONDS = 0.5
 
 
-@app.page("/health/live", name="live")
+@app.page("/health/live", name="health-live")
 class Live(View):
     """200 while the event loop turns: otherwise restart the process."""
 
@@ -28,7 +28,7 @@ class Live(View):
         return self.json({"alive": True})
 
 
-@app.page("/health/ready", name="ready")
+@app.page("/health/ready", name="health-ready")
 class Ready(View):
     """200 when what comes in is stored, 503 with the reasons when not."""
 
