@@ -323,9 +323,9 @@ GUARDS = {guard.name: guard for guard in (
         "connection-silent",
         (
             Patch(
-                "heartbeat_app/watchdog.py",
-                "            if broken := uses.break_off(after_seconds=limit):\n",
-                "            if broken := 0:\n",
+                "heartbeat_app/storage/engine.py",
+                "        if broken := uses.break_off(after_seconds=limit):\n",
+                "        if broken := 0:\n",
             ),
         ),
     ),
