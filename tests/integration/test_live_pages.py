@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -39,12 +39,10 @@ def get(
     worker: Worker, path: str, method: str = "GET", **headers: str
 ) -> Iterator[http.client.HTTPResponse]:
     """The answer, which may go on for ever."""
-    connection = http.client.HTTPConnection(
-        "127.0.0.1", int(worker.environ["WEB_PORT"]), timeout=20
-    )
-    connection.request(method, path, headers=headers)
-    yield connection.getresponse()
-    connection.close()
+    port = int(worker.environ["WEB_PORT"])
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as line:
+        line.request(method, path, headers=headers)
+        yield line.getresponse()
 
 
 def status(worker: Worker, path: str, method: str = "GET", **headers: str) -> int:
