@@ -77,6 +77,7 @@ class Watchdog(Service):
         self._problems: list[str] = []
         # What showed last that something moves, and since when it is the same.
         self._signs: dict[object, tuple[object, float]] = {}
+        self._before: dict[object, tuple[object, float]] = {}  # the look before
         self._waiting: dict[TP, Waiting] = {}
         self._looked = clock()
         self._awake = 0.0  # seconds, without those in which the process was frozen
@@ -201,69 +202,79 @@ class Watchdog(Service):
     def _look_at_progress(
         self, reasons: list[str], lags: Mapping[TP, int] | None, database: bool
     ) -> str | None:
-        """Look at each partition: one may stand still while the others move."""
+        """Look whether anything stands still; says why when the process has to end."""
         well = database and lags is not None
-        before, self._signs = self._signs, {}
-
+        self._before, self._signs = self._signs, {}
         # A process that was frozen between two looks has done nothing wrong.
         self._awake += min(READ_SECONDS, self._clock() - self._looked)
         self._looked = self._clock()
-        now = self._awake
-
-        def unchanged(what: object, signs: object, *, waited_for: bool) -> float:
-            """For how long it was waited for and showed no other sign, seconds."""
-            sign, since = before.get(what, (None, now))
-            if not waited_for or sign != signs:
-                since = now
-            self._signs[what] = signs, since
-            return now - since
-
-        rebalances = self.app.rebalancing_count
         # While others come and go it may join again and again before it gets any.
-        group = rebalances, self.app.consumer.generation
-        still = lifeless = 0.0
-        for tp, partition in self.app.lane.partitions.items():
-            # One that was truncated waits for a person.
-            lag = not partition.truncated and (lags or {}).get(tp, 0) > 0
-            done = partition.done
-            attempts = self.app.writer.attempts
-            write = self.app.writes.get(tp)
-            life = (
-                done,
-                attempts[tp.topic, tp.partition],
-                group,
-                self.app.rebalancing,
-                # While it waits for its turn, the turns of the others count.
-                write and not (write.running() or write.done()) and attempts.total(),
-            )
-            still = max(still, unchanged((tp, "done"), done, waited_for=lag))
-            lifeless = max(
-                lifeless, unchanged((tp, "life"), life, waited_for=lag and well)
-            )
-        if not rebalances:
+        group = self.app.rebalancing_count, self.app.consumer.generation
+        joining = self._look_at_group(reasons, group, well)
+        return self._look_at_partitions(reasons, lags or {}, group, well) or joining
+
+    def _look_at_group(
+        self, reasons: list[str], group: tuple[int, int], well: bool
+    ) -> str | None:
+        joined = self.app.rebalancing_count > 0
+        if not joined:
             reasons.append("the worker has not joined its group yet")
         if self.app.rebalancing:
             reasons.append("the group's partitions are being assigned")
-        joining = unchanged(
-            "group",
-            group,
-            waited_for=well and (self.app.rebalancing or not rebalances),
+        joining = self._unchanged(
+            "group", group, waited_for=well and (self.app.rebalancing or not joined)
         )
-        waiting = sum((lags or {}).values())
+        if joining < STANDSTILL_SECONDS:
+            return None
+        return (
+            f"The worker got no partitions for {joining:.0f} s although Kafka and the "
+            "database answer. Ending, to be started anew."
+        )
+
+    def _look_at_partitions(
+        self,
+        reasons: list[str],
+        lags: Mapping[TP, int],
+        group: tuple[int, int],
+        well: bool,
+    ) -> str | None:
+        """Look at each: one may stand still while the others move."""
+        still = lifeless = 0.0
+        for tp, partition in self.app.lane.partitions.items():
+            # One that was truncated waits for a person.
+            lag = not partition.truncated and lags.get(tp, 0) > 0
+            done = partition.done
+            writes = self.app.writer.signs_of_life
+            write = self.app.writes.get(tp)
+            life = (
+                done,
+                writes[tp.topic, tp.partition],
+                group,
+                self.app.rebalancing,
+                # While it waits for its turn, the turns of the others count.
+                write and not (write.running() or write.done()) and writes.total(),
+            )
+            still = max(still, self._unchanged((tp, "done"), done, waited_for=lag))
+            lifeless = max(
+                lifeless, self._unchanged((tp, "life"), life, waited_for=lag and well)
+            )
+        waiting = sum(lags.values())
         if still >= STALLED_SECONDS:
             reasons.append(
                 f"nothing of a partition was stored for {still:.0f} s, "
                 f"{waiting:,} are waiting"
             )
-        if lifeless >= STANDSTILL_SECONDS:
-            return (
-                f"Nothing of a partition moved for {lifeless:.0f} s although "
-                f"{waiting:,} records are waiting and the database answers. Ending, to "
-                "be started anew."
-            )
-        if joining >= STANDSTILL_SECONDS:
-            return (
-                f"The worker got no partitions for {joining:.0f} s although Kafka and "
-                "the database answer. Ending, to be started anew."
-            )
-        return None
+        if lifeless < STANDSTILL_SECONDS:
+            return None
+        return (
+            f"Nothing of a partition moved for {lifeless:.0f} s although {waiting:,} "
+            "records are waiting and the database answers. Ending, to be started anew."
+        )
+
+    def _unchanged(self, what: object, signs: object, *, waited_for: bool) -> float:
+        """For how long it was waited for and showed no other sign, seconds."""
+        sign, since = self._before.get(what, (None, self._awake))
+        if not waited_for or sign != signs:
+            since = self._awake
+        self._signs[what] = signs, since
+        return self._awake - since

@@ -119,9 +119,8 @@ class Writer:
         self._erased = erasures.Erased()
         # How many records go into a transaction, of partitions that write slowly.
         self._most: dict[tuple[str, int], int] = {}
-        # Signs of life by partition: how often a write has made its days, or has ended,
-        # whichever way.
-        self.attempts: Counter[tuple[str, int]] = Counter()
+        # By partition: how often a write has made its days, or has ended in any way.
+        self.signs_of_life: Counter[tuple[str, int]] = Counter()
         self.uses = Uses(engine)
 
     def write(self, batch: Batch) -> Written:
@@ -166,7 +165,7 @@ class Writer:
         """Write a batch in one transaction."""
         try:
             batch = self._make_days(batch)
-            self.attempts[batch.topic, batch.partition] += 1
+            self.signs_of_life[batch.topic, batch.partition] += 1
             began = time.perf_counter()
             with self._engine.begin() as connection:
                 raw: Any = connection.connection.dbapi_connection
@@ -191,7 +190,7 @@ class Writer:
             self._engine.dispose()
             raise
         finally:
-            self.attempts[batch.topic, batch.partition] += 1
+            self.signs_of_life[batch.topic, batch.partition] += 1
 
     def _make_days(self, batch: Batch) -> Batch:
         """Make the days of the batch; beats whose day cannot be made are refused."""

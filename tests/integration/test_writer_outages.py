@@ -220,11 +220,11 @@ def test_a_read_only_database_refuses_nothing_and_is_noticed_when_it_is_over(
     batch = NEXT
     if new_day:
         batch = batch_of([*NEXT.beats, beat(second=86_400)], asked=5)
-    attempts = writer.attempts.total()
+    before = writer.signs_of_life.total()
     assert_outage(lambda: writer.write(batch), kept)  # the ended session
     error = assert_outage(lambda: writer.write(batch), kept)
     assert errors.sqlstate(error) == "25006"
-    assert writer.attempts.total() >= attempts + 2
+    assert writer.signs_of_life.total() >= before + 2
     kept.do(f'ALTER DATABASE "{name}" SET default_transaction_read_only = off')
     # Sessions of the read-only time stay read-only.
     assert_stored_once(writer, kept)

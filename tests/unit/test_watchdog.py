@@ -29,7 +29,7 @@ class Worker:
         self.lane = Lane({"beats"}, ledger=None, topic_ids=lambda topics: {})  # type: ignore[arg-type]
         self.lane.start(TOPIC, "id", 100, end=100)
         self.lane.start(OTHER, "id", 100, end=100)
-        self.writer = SimpleNamespace(attempts=Counter())
+        self.writer = SimpleNamespace(signs_of_life=Counter())
         self.writes: dict[TP, Future[None]] = {}
         self.rebalancing = False
         self.rebalancing_count = 1
@@ -90,7 +90,7 @@ def test_a_partition_that_stands_still_is_seen_beside_one_that_moves(
     for step in range(8):
         worker.wait(10)
         worker.lane.release(OTHER, 200 + step)
-        worker.writer.attempts[OTHER] += 1
+        worker.writer.signs_of_life[OTHER] += 1
         reasons, stalled = worker.look(5)
     assert "nothing of a partition was stored for 80 s" in reasons
     assert "Nothing of a partition moved for 80 s" in (stalled or "")
@@ -105,12 +105,12 @@ def test_a_batch_that_waits_for_its_turn_is_alive_while_others_are_written(
     worker.look(5)
     for _ in range(8):
         worker.wait(30)
-        worker.writer.attempts[OTHER] += 1
+        worker.writer.signs_of_life[OTHER] += 1
         assert worker.look(5)[1] is None
     write.set_running_or_notify_cancel()
     worker.look(5)
     for _ in range(4):
-        worker.writer.attempts[OTHER] += 1
+        worker.writer.signs_of_life[OTHER] += 1
         worker.wait(watchdog.STANDSTILL_SECONDS / 4 + 1)
     assert worker.look(5)[1] is not None
 
@@ -127,7 +127,7 @@ def test_retries_keep_it_alive_but_not_ready(worker: Worker) -> None:
     worker.look(5)
     for _ in range(50):
         worker.wait(10)
-        worker.writer.attempts[TOPIC] += 1
+        worker.writer.signs_of_life[TOPIC] += 1
         reasons, stalled = worker.look(5)
         assert stalled is None
     assert "was stored" in reasons
