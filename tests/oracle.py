@@ -174,6 +174,19 @@ class Oracle:
             del before[:-500]
             yield partition, key, good(*row)
 
+    def record(
+        self, value: bytes | None, becomes: Row | str, *, partition: int | None = None
+    ) -> Record:
+        """One more record; a row that was not sent before, or a reason to refuse it."""
+        number = self.next_number()
+        key = b"%d" % number
+        if isinstance(becomes, str):
+            self.refused[key] = becomes
+        else:
+            self.rows[becomes[:2]] = becomes[2]
+            self.keys[key] = becomes[:2]
+        return number % self.partitions if partition is None else partition, key, value
+
     def recordings(self) -> Iterator[Record]:
         """Records of the real recordings; each customer in one partition."""
         for path in sorted(RECORDINGS.glob("*.csv")):
@@ -202,16 +215,10 @@ class Oracle:
             refused: The reason, if they are to be refused.
         """
         for row in rows:
-            key = b"%d" % self.next_number()
-            if refused:
-                self.refused[key] = refused
-            else:
-                self.rows[row[:2]] = row[2]
-                self.keys[key] = row[:2]
-            if partition is None:
-                yield zlib.crc32(row[0].encode()) % self.partitions, key, good(*row)
-            else:
-                yield partition, key, good(*row)
+            where = partition
+            if where is None:
+                where = zlib.crc32(row[0].encode()) % self.partitions
+            yield self.record(good(*row), refused or row, partition=where)
 
     def forgive(self, keys: Iterable[bytes]) -> int:
         """Do not expect these records, which nobody could read; how many there were.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 from prove.scenario import scenario
-from prove.world import PARTITIONS, World
+from prove.world import World
 from tests.oracle import BAD, BASE, Record, good
 
 MEGABYTE = 1_000_000
@@ -85,10 +85,8 @@ def burst(world: World, count: int) -> Iterator[Record]:
         if number % 100 == 0:
             yield from oracle.make(1)
             continue
-        key = b"%d" % oracle.next_number()
         reason = kinds[number % len(kinds)]
-        oracle.refused[key] = reason
-        yield number % PARTITIONS, key, BAD[reason](number)
+        yield oracle.record(BAD[reason](number), reason)
 
 
 @scenario("records of 1 MB, beats and junk")
@@ -103,19 +101,13 @@ def megabytes(world: World) -> None:
 
 def big(world: World) -> Iterator[Record]:
     """Thirty beats with a field of 1 MB that is to be ignored, thirty times junk."""
-    oracle = world.oracle
     for number in range(60):
-        key = b"%d" % oracle.next_number()
-        row = f"big-{number}", BASE + timedelta(seconds=number)
         if number % 2:
-            oracle.refused[key] = "not_json"
-            value = b"x" * MEGABYTE
-        else:
-            oracle.rows[row] = 70
-            oracle.keys[key] = row
-            beat = json.loads(good(*row, 70))
-            value = json.dumps({**beat, "note": "n" * MEGABYTE}).encode()
-        yield number % PARTITIONS, key, value
+            yield world.oracle.record(b"x" * MEGABYTE, "not_json")
+            continue
+        row = f"big-{number}", BASE + timedelta(seconds=number), 70
+        beat = {**json.loads(good(*row)), "note": "n" * MEGABYTE}
+        yield world.oracle.record(json.dumps(beat).encode(), row)
 
 
 @scenario("every compression: gzip, snappy, lz4, zstd", quick=True)
@@ -145,13 +137,10 @@ def odd_headers(world: World) -> None:
     world.start_worker()
     flow(world)
     for number in range(20):
-        # Kept without a key, so that the oracle needs its own.
-        row = f"header-{number}", BASE + timedelta(seconds=number)
-        world.oracle.rows[row] = 70
-        world.oracle.next_number()
-        world.topic.produce_with_header(
-            good(*row, 70), bytes([0xFF, number]), partition=number % PARTITIONS
-        )
+        row = f"header-{number}", BASE + timedelta(seconds=number), 70
+        value, name = good(*row), bytes([0xFF, number])
+        partition, *_ = world.oracle.record(value, row)
+        world.topic.produce_with_header(value, name, partition=partition)
         world.did("record with a header whose name is not UTF-8")
     flow(world)
 
@@ -182,19 +171,14 @@ def odd_timestamps(world: World) -> None:
 
 def on_the_edge(world: World) -> Iterator[Record]:
     """Each of the timestamps for twenty customers."""
-    oracle = world.oracle
     for customer in range(20):
         for edge, (timestamp, found) in enumerate(TIMESTAMPS):
-            number = oracle.next_number()
-            key = b"%d" % number
             name = f"edge-{customer}-{edge}"
-            if isinstance(found, str):
-                oracle.refused[key] = found
-            else:
-                oracle.rows[name, found] = 70
-                oracle.keys[key] = name, found
             value = f'{{"customer_id": "{name}", "timestamp": {timestamp}, '
-            yield number % PARTITIONS, key, f'{value}"heart_rate": 70}}'.encode()
+            yield world.oracle.record(
+                f'{value}"heart_rate": 70}}'.encode(),
+                found if isinstance(found, str) else (name, found, 70),
+            )
 
 
 @scenario("records in other encodings than UTF-8")
@@ -212,7 +196,4 @@ def encoded(world: World) -> Iterator[Record]:
         beat = good("Zoë", BASE + timedelta(seconds=each), 70)
         text = json.dumps(json.loads(beat), ensure_ascii=False)
         for encoding in ENCODINGS:
-            number = world.oracle.next_number()
-            key = b"%d" % number
-            world.oracle.refused[key] = "not_json"
-            yield number % PARTITIONS, key, text.encode(encoding)
+            yield world.oracle.record(text.encode(encoding), "not_json")
