@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import faulthandler
 import random
 import re
 import sys
@@ -28,6 +29,8 @@ CASES = FOLDER / "cases"
 CORPUS = FOLDER / "corpus.txt"
 
 MAX_BYTES = 1_024
+# An input that takes so long is one that was found, too.
+STUCK_SECONDS = 20
 
 # What a value may be put together from; libFuzzer puts these in.
 DICTIONARY = [
@@ -60,7 +63,7 @@ def mutate(value: bytes, max_size: int, seed: int) -> bytes:
     begin, end = piece.span()
     if choice.random() < 0.2:  # the same piece twice, or another's in its place
         other = choice.choice(pieces)[0]
-        return value[:begin] + other + value[end:]
+        return (value[:begin] + other + value[end:])[:max_size]
     if value[begin:end].startswith(b'"') and end - begin >= 2:
         begin, end = begin + 1, end - 1
     room = max(1, max_size - len(value) + end - begin)
@@ -100,6 +103,7 @@ def main() -> None:
             sys.argv[0],
             f"-max_total_time={options.seconds}",
             f"-max_len={MAX_BYTES}",
+            f"-timeout={STUCK_SECONDS}",
             f"-artifact_prefix={options.cases}/",
             f"-dict={dictionary}",
             "-print_final_stats=1",
@@ -108,6 +112,8 @@ def main() -> None:
         one_input,
         custom_mutator=mutate,
     )
+    # What is stuck elsewhere than in an input is told by where it is.
+    faulthandler.dump_traceback_later(options.seconds + 2 * STUCK_SECONDS, exit=True)
     atheris.Fuzz()  # ends the process
 
 
