@@ -351,7 +351,9 @@ def records_deleted_under_load(world: World) -> None:
     workers = [world.start_worker() for _ in range(2)]
     world.feed().send(5_000)
     wait_until_read(world)
-    for _ in range(4):
+    for number in range(20):
+        if number >= 4 and world.missing:  # on some machines the workers are quicker
+            break
         begins = world.ends()
         for worker in workers:
             worker.pause()
