@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -16,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,12 +40,18 @@ TEMPLATE = "heartbeat_template"
 OWNER = ("POSTGRESQL_OWNER_USERNAME", "POSTGRESQL_OWNER_PASSWORD")
 
 
+# Below those that the system gives to outgoing connections: one of these would have
+# taken the port by the time that the server starts.
+PORTS = range(10_000, 32_000)
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("Of a hundred ports of 127.0.0.1 each was taken.")
 
 
 def wait_until(
