@@ -20,6 +20,8 @@ _FOR_EVER = 3_600.0
 def _agent_dies(app: Any) -> None:
     """As an agent's task that ends without a word."""
     for agent in app.agents.values():
+        # Else it starts the agent again, which may go on as if nothing had been.
+        agent.supervisor.service_operational = lambda service: True
         for actor in agent._actors:
             app.loop.call_soon_threadsafe(actor.actor_task.cancel)
 
