@@ -8,7 +8,7 @@ owner, who runs the migrations, may change or remove tables.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from psycopg2 import Error
@@ -24,9 +24,10 @@ log = logging.getLogger("alembic.roles")
 
 READER = "heartbeat_reader"
 
-# A query of the dashboard takes below a second; one that somebody typed must not hold
-# up the server for ever.
-READER_STATEMENT_TIMEOUT_MS = 30_000
+# A query of a dashboard takes below a second; one that somebody typed must not hold up
+# the server for ever. The planner thinks that those are dear, and compiling them would
+# take longer than they do.
+READER_SETTINGS = {"statement_timeout": "30s", "jit": "off"}
 
 # What the worker's statements need. Where only some columns are named, the others stay
 # as they were written: which offsets a row is about, what was received and why it was
@@ -115,7 +116,7 @@ def ensure_roles(connection: Connection, settings: Settings) -> None:
         READER,
         settings.postgresql_reader_password,
         "POSTGRESQL_READER_PASSWORD",
-        statement_timeout_ms=READER_STATEMENT_TIMEOUT_MS,
+        READER_SETTINGS,
     ):
         roles.run(READ, role=READER)
 
@@ -164,10 +165,14 @@ class _Roles:
         role: str,
         password: str,
         variable: str,
-        *,
-        statement_timeout_ms: int | None = None,
+        defaults: Mapping[str, str] | None = None,
     ) -> bool:
-        """Make a role or give it its password; whether it is there now."""
+        """Make a role or give it its password; whether it is there now.
+
+        Arguments:
+            variable: Where the password comes from.
+            defaults: PostgreSQL's settings that its sessions begin with.
+        """
         there = self.knows(role)
         if not there and not self._ask(MAY_CREATE_ROLES):
             log.warning(
@@ -190,14 +195,14 @@ class _Roles:
         wanted = [
             SQL("{} ROLE {} LOGIN PASSWORD {}").format(
                 verb, Identifier(role), Literal(verifier)
-            )
-        ]
-        if statement_timeout_ms is not None:
-            wanted.append(
-                SQL("ALTER ROLE {} SET statement_timeout = {}").format(
-                    Identifier(role), Literal(statement_timeout_ms)
+            ),
+            *(
+                SQL("ALTER ROLE {} SET {} = {}").format(
+                    Identifier(role), Identifier(name), Literal(value)
                 )
-            )
+                for name, value in (defaults or {}).items()
+            ),
+        ]
         if not self._try(wanted):
             log.warning(
                 "The role %s was made by another owner: it gets what it needs in this "

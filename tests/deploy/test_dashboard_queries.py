@@ -332,6 +332,11 @@ def test_columns_that_are_formatted_exist(
         assert formatted <= set(ask_panel(grafana, title).columns), title
 
 
+def test_grafanas_sessions_are_short_and_compile_nothing(grafana: Connection) -> None:
+    assert ask(grafana, "SHOW statement_timeout").rows == [("30s",)]
+    assert ask(grafana, "SHOW jit").rows == [("off",)]
+
+
 @pytest.mark.parametrize(
     "statement",
     [
