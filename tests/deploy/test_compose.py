@@ -22,7 +22,9 @@ SEED_ENV = {
     "POSTGRESQL_PASSWORD": "pa$$ word",
     "POSTGRESQL_DATABASE": "heartbeat_db",
 }
-LONG_RUNNING = {"kafka", "postgresql", "worker", "kafka-ui", "grafana"}
+LONG_RUNNING = {
+    "kafka", "postgresql", "worker", "kafka-ui", "grafana", "prometheus", "disk",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,7 @@ def test_ports_are_the_known_ones_and_on_this_machine_only(
         "worker": ["127.0.0.1:6066:6066"],
         "kafka-ui": ["127.0.0.1:8080:8080"],
         "grafana": ["127.0.0.1:3000:3000"],
+        "prometheus": ["127.0.0.1:9090:9090"],
     }
 
 
@@ -98,7 +101,7 @@ def test_kafka_tells_each_side_an_address_that_it_can_reach(
 def test_what_must_survive_lies_on_named_volumes(project: dict[str, Any]) -> None:
     services = project["services"]
     mounted = {
-        volume
+        volume.removesuffix(":ro")
         for service in services.values()
         for volume in service.get("volumes", [])
         if not volume.startswith("./")
@@ -108,6 +111,7 @@ def test_what_must_survive_lies_on_named_volumes(project: dict[str, Any]) -> Non
         # Since version 18 the image's volume is the folder above the data.
         "postgresql-data:/var/lib/postgresql",
         "grafana-data:/var/lib/grafana",
+        "prometheus-data:/prometheus",
     }
     assert set(project["volumes"]) == {volume.split(":")[0] for volume in mounted}
 
@@ -177,7 +181,10 @@ def test_the_pages_without_a_login_reach_no_further(services: dict[str, Any]) ->
         services["kafka-ui"]["networks"] == services["kafka"]["networks"] == ["broker"]
     )
     assert services["kafka-ui"]["environment"]["KAFKA_CLUSTERS_0_READONLY"] == "true"
-    assert services["grafana"]["networks"] == ["database"]
+    assert services["grafana"]["networks"] == ["database", "metrics"]
+    # Prometheus asks no login of who finds it, and can ask what its network has.
+    assert services["prometheus"]["networks"] == ["metrics"]
+    assert services["disk"]["networks"] == ["metrics"]
 
 
 def test_servers_have_the_versions_that_the_tests_use(services: dict[str, Any]) -> None:
@@ -189,9 +196,24 @@ def test_servers_have_the_versions_that_the_tests_use(services: dict[str, Any]) 
 
 
 def test_images_are_pinned(services: dict[str, Any]) -> None:
-    for name in ("kafka", "postgresql", "kafka-ui", "grafana"):
+    for name in LONG_RUNNING - {"worker"}:
         tag = services[name]["image"].partition(":")[2]
         assert re.match(r"v?\d", tag), services[name]["image"]
+
+
+def test_alerts_go_where_the_environment_says() -> None:
+    services = composefile.load(SEED_ENV | {"ALERT_WEBHOOK_URL": "https://here/"})
+    grafana = services["services"]["grafana"]["environment"]
+    assert grafana["ALERT_WEBHOOK_URL"] == "https://here/"
+    unset = composefile.load(SEED_ENV)["services"]["grafana"]["environment"]
+    assert "ALERT_WEBHOOK_URL-is-not-set" in unset["ALERT_WEBHOOK_URL"]
+
+
+def test_prometheus_has_the_workers_token(services: dict[str, Any]) -> None:
+    with_token = composefile.load(SEED_ENV | {"WEB_TOKEN": "a token"})["services"]
+    for name in ("worker", "prometheus"):
+        assert with_token[name]["environment"]["WEB_TOKEN"] == "a token"
+        assert "WEB_TOKEN" not in services[name]["environment"]
 
 
 def test_no_password_is_written_down() -> None:
