@@ -7,7 +7,9 @@ Starts a PostgreSQL of its own, with its defaults. Each customer has a beat ever
 a tenth of the rate that the demo sends is 259,200,000 rows. The rows are inserted from
 generate_series, an hour at a time, in the order of time; rates swing between 50 and
 150. Then the roll-ups' job rolls up all of it. At last the worker's own writer stores
-some batches on another day, to measure their WAL. `--keep` leaves the data.
+some batches on another day, to measure their WAL. `ingest_minute` gets a year of
+minutes, as four partitions would leave it. `--keep` leaves the data, for
+`python -m bench.dashboards --folder`.
 """
 
 from __future__ import annotations
@@ -51,6 +53,21 @@ SELECT 'customer-' || lpad((n % :customers)::TEXT, 4, '0'),
        (100 + 40 * sin(n % :customers + date_part('epoch', CAST(:since AS TIMESTAMPTZ))
                        / 3600) + n * 7919 % 11)::INTEGER
 FROM generate_series(0, :rows - 1) AS n
+"""
+)
+
+# Days that end with the beats, at 250 a second and partition.
+INGEST = text(
+    """
+INSERT INTO ingest_minute (topic_id, partition, minute, batches, consumed, stored,
+    duplicate, dead, delay_sum_seconds, delay_max_seconds, delay_histogram,
+    write_seconds)
+SELECT 'fill', partition, minute, 60, 15000, 14980, 15, 5, 900, 0.9,
+       '{0,0,0,100,900,9000,4000,800,150,30,0,0,0,0,0,0,0,0}', 1.5
+FROM generate_series(CAST(:until AS TIMESTAMPTZ) - CAST(:before AS INTERVAL),
+                     CAST(:until AS TIMESTAMPTZ) - INTERVAL '1 minute', '1 minute')
+    AS minute
+CROSS JOIN generate_series(0, 3) AS partition
 """
 )
 
@@ -117,9 +134,15 @@ def fill(engine: Engine, rows: int, customers: int, days: int) -> None:
 
 
 @contextmanager
-def own_server(*, keep: bool = False) -> Iterator[Engine]:
-    """A PostgreSQL of its own with the tables made, as the worker connects to it."""
-    folder = Path(tempfile.mkdtemp(prefix="heartbeat-fill-"))
+def own_server(*, keep: bool = False, folder: Path | None = None) -> Iterator[Engine]:
+    """A PostgreSQL of its own with the tables made, as the worker connects to it.
+
+    Arguments:
+        keep: Leave its data.
+        folder: Take the data that were left there, and leave them.
+    """
+    keep = keep or folder is not None
+    folder = folder or Path(tempfile.mkdtemp(prefix="heartbeat-fill-"))
     server = PostgresServer(
         folder, port=free_port(), username="owner", password="fill", database="fill"
     )
@@ -226,14 +249,25 @@ QUERIES = {
 @click.option("--rows", default=3_000_000, show_default=True)
 @click.option("--days", default=30, show_default=True)
 @click.option("--every", default=10, show_default=True, help="Seconds.")
+@click.option("--ingest-days", default=365, show_default=True, help="Of ingest_minute.")
 @click.option("--keep", is_flag=True, help="Leave the server's data.")
-def main(rows: int, days: int, every: int, keep: bool) -> None:
+def main(rows: int, days: int, every: int, ingest_days: int, keep: bool) -> None:
     """Fill, roll up, measure."""
     customers = max(1, rows * every // (days * 86_400))
     rows = customers * days * 86_400 // every
     with own_server(keep=keep) as engine:
         with clock(f"{rows:,} rows of {customers:,} customers inserted"):
             fill(engine, rows, customers, days)
+        with clock("ingest_minute"), engine.begin() as connection:
+            # Not the worker's few seconds for a statement.
+            connection.execute(text("SET LOCAL statement_timeout = 0"))
+            connection.execute(
+                INGEST,
+                {
+                    "until": BEGIN + timedelta(days=days),
+                    "before": timedelta(days=ingest_days),
+                },
+            )
         before = wal_bytes(engine)
         began = time.perf_counter()
         job = rollup.Job(engine)
