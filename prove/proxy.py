@@ -19,6 +19,9 @@ class Proxy:
         target: The server's port.
         bytes_a_second: What all connections may send together in a direction; None:
             as much as they like.
+
+    Attributes:
+        passed: How many bytes went through so far, either way.
     """
 
     def __init__(self, target: int, *, bytes_a_second: float | None = None) -> None:
@@ -26,6 +29,7 @@ class Proxy:
         self._limits = [Limit(bytes_a_second) for _ in range(2)]
         self._silent = threading.Event()
         self._lock = threading.Lock()
+        self.passed = 0
         self._open: list[tuple[socket.socket, socket.socket]] = []
         self._muted: set[socket.socket] = set()
         self._listener = socket.socket()
@@ -95,6 +99,8 @@ class Proxy:
                 if source in self._muted:
                     return
                 target.sendall(data)
+                with self._lock:
+                    self.passed += len(data)
         # Not even that somebody closed it is told.
         if source in self._muted:
             return

@@ -242,13 +242,13 @@ def freeze_inside_copy(world: World, worker: Worker, proxy: Proxy) -> None:
     )
     for _ in range(200):
         worker.pause()
-        # What is on its way arrives meanwhile; what is not yet sent does not.
-        world.pause(0.5, 0.5)
+        # What the system has of it arrives meanwhile; what is not yet sent does not.
+        passed = -1
+        while passed != proxy.passed:
+            passed = proxy.passed
+            world.pause(1.0, 1.0)
         if world.scalar(inside, ports=proxy.ports()):
-            # More of it might have been in the proxy, on a busy machine.
-            world.pause(2.0, 2.0)
-            if world.scalar(inside, ports=proxy.ports()):
-                return
+            return
         worker.resume()
         world.pause(0.0, 0.3)
     raise AssertionError("the worker was never frozen inside COPY")
