@@ -352,7 +352,7 @@ def records_deleted_under_load(world: World) -> None:
     world.feed().send(5_000)
     wait_until_read(world)
     for number in range(20):
-        if number >= 4 and world.missing:  # on some machines the workers are quicker
+        if number >= 4 and world.missing:
             break
         begins = world.ends()
         for worker in workers:
@@ -361,8 +361,13 @@ def records_deleted_under_load(world: World) -> None:
         keys = keys_between(world, begins, world.ends())
         for worker in workers:
             worker.resume()
-        world.pause(0.0, 0.5)
+        world.pause(0.0, 0.3)
+        # Or else on some machines they would have read everything by then.
+        for worker in workers:
+            worker.pause()
         delete_everything(world)
+        for worker in workers:
+            worker.resume()
         world.did("records deleted while two workers were reading them")
         world.feed().send(5_000)
         wait_until_read(world)
