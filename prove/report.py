@@ -32,10 +32,14 @@ def load() -> dict[str, Any]:
 
 
 def keep(outcomes: Iterable[Outcome]) -> None:
-    """Keep the outcomes of scenarios, the newest few runs of each."""
+    """Keep the outcomes of scenarios, the newest few runs of each.
+
+    What was run again with its seed takes the place of what it was before.
+    """
     results = load()
     for outcome in outcomes:
         runs = results["runs"].setdefault(outcome.name, [])
+        runs[:] = [each for each in runs if each["seed"] != outcome.seed]
         runs.append({"date": date.today().isoformat(), **asdict(outcome)})
         del runs[:-RUNS_KEPT]
     _save(results)
