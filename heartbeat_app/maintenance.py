@@ -25,11 +25,11 @@ from heartbeat_app.storage.engine import (
 )
 from heartbeat_app.storage.retention import Kept, Retention
 
-# Passes begin at these seconds of each minute. So a minute of the present is worked out
-# twice as a rule: in its middle, and when it is over and its last beats are there.
-# Oftener, and its rows are written anew for little; less often, and beats that come in
-# just after a pass are not in the roll-ups within 60 s for sure.
-PASS_AT_SECONDS = (3.0, 33.0)
+# Passes begin at these seconds of each minute, the first when the last beats of the
+# minute before are there. Oftener, and the present minute's rows are written anew for
+# little; less often, and beats that come in just after a pass are not in the roll-ups
+# within 60 s for sure where the worker that has the next pass is killed in it.
+PASS_AT_SECONDS = (3.0, 23.0, 43.0)
 # Between passes when there is more to do than one pass does.
 CATCH_UP_SECONDS = 5.0
 RETENTION_SECONDS = 60.0
