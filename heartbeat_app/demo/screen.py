@@ -79,9 +79,9 @@ class Screen:
         self.end_steps()
         self._hint = hint
         if not self._is_terminal:
+            self.tell(hint)
             for part in parts:
                 self.tell(f"{part.name}: {part.where}  {part.what}".rstrip())
-            self.tell(hint)
             yield
             return
         self._live = Live(console=self._console, auto_refresh=False)
@@ -136,7 +136,8 @@ def _picture(
     for name, value in _values(figures, rate):
         numbers.add_row(Text(name, style="bold"), Text(value, style="green"))
     return Panel(
-        Group(servers, "", numbers, "", Text(hint, style="dim")),
+        # The last line is what a person goes on with: the page's address.
+        Group(numbers, "", Text(hint, style="dim"), "", servers),
         title="heartbeat_app demo",
         width=min(100, shutil.get_terminal_size().columns),
     )
