@@ -80,6 +80,8 @@ class Partitions:
 def read_partitions(engine: Engine) -> Partitions:
     """Look at the partitions; reads no beats."""
     with engine.connect() as connection:
+        # A worker may make a day between two of these looks.
+        connection.execution_options(isolation_level="REPEATABLE READ")
         kept = Kept.read(connection)
         marked = _marked_minutes(connection)
         rolled_up = _rolled_up(connection)
