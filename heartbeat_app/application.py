@@ -163,7 +163,7 @@ class HeartbeatApp(LaneApp):
     @cached_property
     def metrics(self) -> Metrics:
         """What Prometheus asks for."""
-        return Metrics(lambda: self.watchdog.health)
+        return Metrics(lambda: self.watchdog.health, lambda: self.maintenance.backlog)
 
     @cached_property
     def feed(self) -> Feed:

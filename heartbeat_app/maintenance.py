@@ -56,9 +56,15 @@ def until_next_pass(now: float) -> float:
 
 
 class Maintenance(Service):
-    """Two threads: one for the roll-ups, one for partitions and retention."""
+    """Two threads: one for the roll-ups, one for partitions and retention.
+
+    Attributes:
+        backlog: What is still to be rolled up, by all workers, as it was after the last
+            pass; None: nobody knows.
+    """
 
     def __init__(self, settings: Settings, **kwargs: Any) -> None:
+        self.backlog: rollup.Backlog | None = None
         self._stopping = threading.Event()
         name = "heartbeat_app maintenance"
         rollups = make_engine(settings, application_name=name)
@@ -77,6 +83,9 @@ class Maintenance(Service):
         while not self.should_stop:
             done = await self._run(
                 lambda: self._job.run_pass(self._stopping.is_set), "The roll-ups"
+            )
+            self.backlog = await self._run(
+                self._job.read_backlog, "The look at what is to be rolled up"
             )
             await self.sleep(
                 CATCH_UP_SECONDS if done is False else until_next_pass(time.time())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import accumulate
 
@@ -24,6 +25,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFam
 from prometheus_client.registry import Collector
 
 from heartbeat_app.storage import errors
+from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
 from heartbeat_app.storage.writer import Written
 from heartbeat_app.watchdog import Health
@@ -47,9 +49,12 @@ class Metrics:
 
     Arguments:
         health: What the watchdog saw last.
+        backlog: What was still to be rolled up, as far as is known.
     """
 
-    def __init__(self, health: Callable[[], Health]) -> None:
+    def __init__(
+        self, health: Callable[[], Health], backlog: Callable[[], Backlog | None]
+    ) -> None:
         self.registry = CollectorRegistry()
         self._consumed = self._counter(
             "heartbeat_app_records_consumed",
@@ -95,6 +100,7 @@ class Metrics:
         self._delays = DelayCollector()
         self.registry.register(self._delays)
         self.registry.register(HealthCollector(health))
+        self.registry.register(BacklogCollector(backlog))
         ProcessCollector(registry=self.registry)
         Info(
             "heartbeat_app_build",
@@ -203,3 +209,29 @@ class HealthCollector(Collector):
             seconds.add_metric(where, lag.seconds)
         yield records
         yield seconds
+
+
+class BacklogCollector(Collector):
+    """What was still to be rolled up after the last pass, twenty seconds ago or so."""
+
+    def __init__(self, backlog: Callable[[], Backlog | None]) -> None:
+        self._backlog = backlog
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Make the metrics; none while nobody knows."""
+        backlog = self._backlog()
+        if backlog is None:
+            return
+        waited = 0.0
+        if backlog.oldest is not None:
+            waited = (datetime.now(UTC) - backlog.oldest).total_seconds()
+        yield GaugeMetricFamily(
+            "heartbeat_app_rollup_backlog",
+            "How many minutes are still to be rolled up, by all workers.",
+            value=backlog.minutes,
+        )
+        yield GaugeMetricFamily(
+            "heartbeat_app_rollup_backlog_seconds",
+            "For how long the oldest of them has waited.",
+            value=waited,
+        )

@@ -15,6 +15,7 @@ import yaml
 
 from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.roles import READER
+from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.watchdog import Health
 from tests.deploy import containers, dashboards
 from tests.deploy.colours import KINDS_OF_SIGHT, distance
@@ -423,7 +424,7 @@ def test_the_disk_that_is_watched_is_the_databases() -> None:
 
 
 def test_prometheus_is_asked_for_metrics_that_there_are() -> None:
-    registry = Metrics(lambda: Health((), 0)).registry
+    registry = Metrics(lambda: Health((), 0), lambda: Backlog(0, None)).registry
     known = {"node_filesystem_avail_bytes"}
     for metric in registry.collect():
         suffix = "_total" if metric.type == "counter" else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg2
@@ -18,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from heartbeat_app.exceptions import LedgerWentBackError
 from heartbeat_app.metrics import Metrics, cause_of
 from heartbeat_app.storage.ingest import Delays
+from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
 from heartbeat_app.storage.writer import Written
 from heartbeat_app.validation import Reason
@@ -26,6 +28,7 @@ from tests.servers import PROJECT
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
 HEALTH = Health((), 7, {TP("beats", 0): Lag(7, 1.5)})
+BACKLOG = Backlog(12, datetime.now(UTC) - timedelta(seconds=90))
 HISTOGRAM = [1, 2, *[0] * (len(DELAY_BOUNDS_SECONDS) - 2), 4]
 BATCH = Written(
     consumed=10,
@@ -39,8 +42,8 @@ BATCH = Written(
 )
 
 
-def metrics(health: Health = HEALTH) -> Metrics:
-    found = Metrics(lambda: health)
+def metrics(health: Health = HEALTH, backlog: Backlog | None = BACKLOG) -> Metrics:
+    found = Metrics(lambda: health, lambda: backlog)
     found.count("beats", 0, BATCH)
     found.count_retry(LedgerWentBackError("here", 1, None))
     return found
@@ -72,7 +75,7 @@ def test_a_batch_is_counted_once_by_what_became_of_its_records() -> None:
 
 
 def test_a_batch_that_was_stored_before_counts_nothing() -> None:
-    found = metrics()
+    found = metrics(backlog=None)  # the time goes on
     before = found.expose("")[0].decode()
     found.count("beats", 0, Written())
     after = found.expose("")[0].decode()
@@ -103,6 +106,17 @@ def test_the_lag_is_that_of_the_partitions_at_hand() -> None:
     away = metrics(Health(("Kafka does not answer",), None))
     assert value(away, "heartbeat_app_lag_records", **where) is None
     assert value(away, "heartbeat_app_ready") == 0
+
+
+def test_the_backlog_of_the_roll_ups_is_told_while_it_is_known() -> None:
+    assert value(metrics(), "heartbeat_app_rollup_backlog") == 12
+    seconds = value(metrics(), "heartbeat_app_rollup_backlog_seconds")
+    assert seconds is not None
+    assert 90 <= seconds < 3_600
+    done = metrics(backlog=Backlog(0, None))
+    assert value(done, "heartbeat_app_rollup_backlog_seconds") == 0
+    away = metrics(backlog=None)
+    assert value(away, "heartbeat_app_rollup_backlog") is None
 
 
 class Sqlstate(psycopg2.OperationalError):
