@@ -115,7 +115,7 @@ class World:
         self.missing = 0
         self.settled_within = 120.0
         # Whether running workers have to roll up the last beats, by their own clock:
-        # up to half a minute more. Otherwise their code does it once they are stopped.
+        # up to 20 s more. Otherwise their code does it once they are stopped.
         self.workers_roll_up = False
         # Whether the ledger may be behind what Kafka was told, as after a restore.
         self.ledger_went_back = False
@@ -421,7 +421,7 @@ class World:
             self.outcome.complaints.append(f"{error}; {self.marks()} marks are left")
 
     def _roll_up(self) -> None:
-        """Do what the workers' next pass would, which comes in half a minute only.
+        """Do what the workers' next pass would, which comes in 20 s only.
 
         Whether the roll-ups are right then, the oracle says: it does not ask for marks.
         """

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 from sqlalchemy import Connection, Engine, func, select, text
+from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.storage.marks import DAY, HOUR, MINUTE, day_span, merged
 from heartbeat_app.storage.tables import heartbeats_hour_all, rollup_marks
@@ -77,21 +78,39 @@ class Job:
 
         Arguments:
             stopped: Asked after each hour; the rest is left to the next pass.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: The first of an hour that could not be worked
+                out; the others were, unless the connection is gone.
         """
         enough = time.monotonic() + PASS_SECONDS
+        failed: DBAPIError | None = None
         with self._engine.connect() as connection:
             hours = {hour for each in read_marks(connection) for hour in _hours(each)}
         for hour in sorted(hours, reverse=True):
             if stopped() or time.monotonic() > enough:
                 return False
-            with self._engine.begin() as connection:
-                if not _lock(connection):
-                    return True  # another worker is at it
-                marks = read_marks(connection, hour, hour + HOUR)
-                if marks:
-                    self._work_out(connection, hour, marks)
-                    _settle(connection, hour, marks)
+            try:
+                with self._engine.begin() as connection:
+                    if not _lock(connection):
+                        return True  # another worker is at it
+                    marks = read_marks(connection, hour, hour + HOUR)
+                    if marks:
+                        self._work_out(connection, hour, marks)
+                        _settle(connection, hour, marks)
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                # The hours before must not wait for one that is too much, or at fault.
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return True
+
+    def read_backlog(self) -> Backlog:
+        """What is still to be worked out."""
+        with self._engine.connect() as connection:
+            return read_backlog(connection)
 
     def _work_out(
         self, connection: Connection, hour: datetime, marks: Sequence[Mark]
@@ -101,8 +120,10 @@ class Job:
             while since < until:
                 part = min(until, since + self._step)
                 began = time.monotonic()
-                connection.execute(select(func.roll_up_minutes(since, part)))
-                self._adapt(time.monotonic() - began)
+                try:
+                    connection.execute(select(func.roll_up_minutes(since, part)))
+                finally:  # one that was cut off was long, too
+                    self._adapt(time.monotonic() - began)
                 since = part
         connection.execute(select(func.roll_up_hour(hour)))
 
@@ -206,8 +227,7 @@ WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.first,
     (there.count, there.sum, there.min, there.max, there.first, there.last)
 """
 )
-# The histograms against the beats of all customers.
-OF_ALL_OFF = text(
+MINUTES_OF_ALL_OFF = text(
     """
 SELECT count(*), min(minute) FROM (
     SELECT minute, sum(count) AS count, sum(sum) AS sum, min(min) AS min,
@@ -217,21 +237,71 @@ SELECT count(*), min(minute) FROM (
     GROUP BY minute
 ) AS minutes
 FULL JOIN (
-    SELECT *, (SELECT sum(n) FROM unnest(histogram) AS n) AS counted,
-           (SELECT sum(n * rate) FROM unnest(histogram) WITH ORDINALITY AS h(n, rate))
-               AS summed
-    FROM heartbeats_minute_all WHERE minute >= :since AND minute < :until
+    SELECT * FROM heartbeats_minute_all WHERE minute >= :since AND minute < :until
 ) AS there USING (minute)
-WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.customers,
-       minutes.count, minutes.sum)
+WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.customers)
     IS DISTINCT FROM
-    (there.count, there.sum, there.min, there.max, there.customers, there.counted,
-     there.summed)
+    (there.count, there.sum, there.min, there.max, there.customers)
 AND NOT EXISTS (
     SELECT FROM rollup_marks AS mark
     WHERE mark.since <= minute AND mark.until > minute
 )
 """
+)
+# Bucket by bucket.
+HISTOGRAMS_OFF = text(
+    """
+SELECT count(DISTINCT minute), min(minute) FROM (
+    SELECT date_trunc('minute', "timestamp", 'UTC') AS minute, heart_rate,
+           count(*) AS beats
+    FROM heartbeats
+    WHERE "timestamp" >= :since AND "timestamp" < :until
+    GROUP BY 1, 2
+) AS beats
+FULL JOIN (
+    SELECT minute, heart_rate, counted
+    FROM heartbeats_minute_all,
+         unnest(histogram) WITH ORDINALITY AS buckets(counted, heart_rate)
+    WHERE minute >= :since AND minute < :until AND counted <> 0
+) AS there USING (minute, heart_rate)
+WHERE beats.beats IS DISTINCT FROM there.counted
+AND NOT EXISTS (
+    SELECT FROM rollup_marks AS mark
+    WHERE mark.since <= minute AND mark.until > minute
+)
+"""
+)
+HOURS_OF_ALL_OFF = text(
+    """
+SELECT count(*), min(hour) FROM (
+    SELECT date_trunc('hour', minute, 'UTC') AS hour, sum(count) AS count,
+           sum(sum) AS sum, min(min) AS min, max(max) AS max,
+           histogram_sum(histogram) AS histogram
+    FROM heartbeats_minute_all
+    WHERE minute >= :since AND minute < :until
+    GROUP BY 1
+) AS minutes
+FULL JOIN (
+    SELECT hour, count(*) AS customers FROM heartbeats_hour
+    WHERE hour >= :since AND hour < :until
+    GROUP BY 1
+) AS hours USING (hour)
+FULL JOIN (
+    SELECT * FROM heartbeats_hour_all WHERE hour >= :since AND hour < :until
+) AS there USING (hour)
+WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.histogram,
+       hours.customers)
+    IS DISTINCT FROM
+    (there.count, there.sum, there.min, there.max, there.histogram, there.customers)
+"""
+)
+# By table: what it does not equal, and what it is made of.
+OFF = (
+    ("heartbeats_minute", MINUTES_OFF, "heartbeats"),
+    ("heartbeats_hour", HOURS_OFF, "heartbeats_minute"),
+    ("heartbeats_minute_all", MINUTES_OF_ALL_OFF, "heartbeats_minute"),
+    ("heartbeats_minute_all", HISTOGRAMS_OFF, "heartbeats"),
+    ("heartbeats_hour_all", HOURS_OF_ALL_OFF, "heartbeats_minute_all"),
 )
 
 
@@ -247,11 +317,7 @@ def problems(connection: Connection, day: date) -> Iterator[str]:
     since, until = day_span(day)
     step = DAY if count_rolled_up(connection, day) <= COMPARED_AT_ONCE else HOUR
     while since < until:
-        for name, query, made_of in (
-            ("heartbeats_minute", MINUTES_OFF, "heartbeats"),
-            ("heartbeats_hour", HOURS_OFF, "heartbeats_minute"),
-            ("heartbeats_minute_all", OF_ALL_OFF, "heartbeats_minute"),
-        ):
+        for name, query, made_of in OFF:
             bounds = {"since": since, "until": since + step}
             count, first = connection.execute(query, bounds).one()
             if count:

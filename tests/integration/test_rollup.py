@@ -321,6 +321,25 @@ def test_a_pass_that_is_stopped_goes_on_later(
     assert marked(engine) == 0
 
 
+def test_an_hour_at_fault_does_not_hold_up_the_others(
+    writer: Writer, job: Job, engine: Engine, kept: Kept
+) -> None:
+    writer.write(batch_of([at(n * 60) for n in range(3)]))
+    kept.do(
+        "CREATE FUNCTION fail() RETURNS TRIGGER LANGUAGE plpgsql AS"
+        " $$BEGIN RAISE EXCEPTION 'this hour is at fault'; END$$",
+        "CREATE TRIGGER fail BEFORE INSERT ON heartbeats_hour FOR EACH ROW"
+        " WHEN (NEW.hour = '2026-01-01 14:00Z') EXECUTE FUNCTION fail()",
+    )
+    with pytest.raises(DBAPIError, match="this hour is at fault"):
+        job.run_pass()
+    assert {row[1].hour for row in rows(engine, "heartbeats_hour")} == {12, 13}
+    assert marked(engine) == 1
+    kept.do("DROP TRIGGER fail ON heartbeats_hour")
+    assert job.run_pass()
+    assert differences(engine) == []
+
+
 def test_a_long_pass_makes_way_for_the_present(
     writer: Writer, job: Job, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +450,39 @@ def test_any_order_two_workers_and_kills(
 
 
 # Checked and read
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            # Two beats in other buckets, count and sum as they were.
+            "UPDATE heartbeats_minute_all SET histogram[60] = 1, histogram[80] = 1,"
+            " histogram[70] = histogram[70] - 2 WHERE minute = '2026-01-01 10:00Z'",
+            "heartbeats_minute_all has 1 rows of 2026-01-01 that are not what"
+            " heartbeats gives, the first of 10:00 UTC.",
+        ),
+        (
+            "UPDATE heartbeats_hour_all SET histogram[70] = histogram[70] + 1",
+            "heartbeats_hour_all has 1 rows of 2026-01-01 that are not what"
+            " heartbeats_minute_all gives, the first of 10:00 UTC.",
+        ),
+        (
+            "UPDATE heartbeats_hour_all SET customers = customers + 1",
+            "heartbeats_hour_all has 1 rows of 2026-01-01 that are not what"
+            " heartbeats_minute_all gives, the first of 10:00 UTC.",
+        ),
+    ],
+)
+def test_the_books_check_the_histograms(
+    engine: Engine, job: Job, kept: Kept, change: str, problem: str
+) -> None:
+    shelf = Shelf(engine)
+    shelf.book(*[record(str(n), rate=(70, 70, 70, 60, 80)[n]) for n in range(5)])
+    job.run_pass()
+    assert read_books(engine, deep=True).balanced
+    kept.do(change)
+    assert problem in read_books(engine, deep=True).problems
 
 
 def test_the_books_check_the_roll_ups(engine: Engine, job: Job, kept: Kept) -> None:
