@@ -3,17 +3,18 @@
     .venv/bin/python -m bench.fill --rows 3000000
 
 Starts a PostgreSQL of its own, with its defaults. Each customer has a beat every
-`--every` seconds for `--days` days, and there are as many customers as the rows need:
-a tenth of the rate that the demo sends is 259,200,000 rows. The rows are inserted from
-generate_series, an hour at a time, in the order of time; rates swing between 50 and
-150. Then the roll-ups' job rolls up all of it. At last the worker's own writer stores
-some batches on another day, to measure their WAL. `ingest_minute` gets a year of
-minutes, as four partitions would leave it. `--keep` leaves the data, for
+`--every` seconds for `--days` days, and there are as many customers as the rows take,
+the last one whole: a tenth of the rate that the demo sends is 259,200,000 rows. They
+are inserted from generate_series, an hour at a time, in the order of time; rates swing
+between 50 and 150. Then the roll-ups' job rolls up all of it. At last the worker's own
+writer stores some batches on another day, to measure their WAL. `ingest_minute` gets a
+year of minutes, as four partitions would leave it. `--keep` leaves the data, for
 `python -m bench.dashboards --folder`.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -253,7 +254,7 @@ QUERIES = {
 @click.option("--keep", is_flag=True, help="Leave the server's data.")
 def main(rows: int, days: int, every: int, ingest_days: int, keep: bool) -> None:
     """Fill, roll up, measure."""
-    customers = max(1, rows * every // (days * 86_400))
+    customers = math.ceil(rows * every / (days * 86_400))
     rows = customers * days * 86_400 // every
     with own_server(keep=keep) as engine:
         with clock(f"{rows:,} rows of {customers:,} customers inserted"):
