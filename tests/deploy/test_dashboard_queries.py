@@ -706,6 +706,43 @@ def test_what_the_retention_dropped_is_shown_from_roll_ups(
         assert rows == [(NOON, 60, 60, 60)]
 
 
+def test_a_range_that_reaches_beyond_the_retention(
+    grafana: Connection, two_hours_of_one: None, owner: Connection
+) -> None:
+    """The minutes of the first hour were dropped: its hour takes their place."""
+    view = NOON, NOON + 2 * HOUR
+    with owner.cursor() as cursor:
+        for table in ("heartbeats_minute", "heartbeats_minute_all"):
+            cursor.execute(f"DELETE FROM {table} WHERE minute < %s", (NOON + HOUR,))
+    rows = ask(grafana, "Heart Rate", *view, customer=ODD).rows
+    assert rows == [(NOON, 60, 60, 60), (NOON + HOUR, 120, 120, 120)]
+    rows = ask(grafana, "Minutes By Zone", *view, customer=ODD).rows
+    assert [row[1] for row in rows] == [60, 0, 40, 0, 0, 0]
+    row = ask(grafana, "Resting, Average, Highest", *view, customer=ODD).row
+    assert row == {"resting": 60, "average": 84, "highest": 120}
+    rows = ask(grafana, "Heartbeat Rate Over Time", *view, "1s").rows
+    assert [row[0] for row in rows] == [NOON, NOON + HOUR]
+    rows = ask(grafana, "Heart Rates Of All Customers", *view, "1s").rows
+    assert [(row[0], sum(filter(None, row[1:]))) for row in rows] == [
+        (NOON, 360 + 120),
+        (NOON + HOUR, 240 + 120),
+    ]
+
+
+def test_beats_that_were_dropped_are_shown_by_the_minute(
+    grafana: Connection, two_hours_of_one: None, owner: Connection
+) -> None:
+    view = NOON + 30 * MINUTE, NOON + 34 * MINUTE
+    with owner.cursor() as cursor:
+        cursor.execute(
+            'DELETE FROM heartbeats WHERE "timestamp" < %s', (NOON + 32 * MINUTE,)
+        )
+    rows = ask(grafana, "Heart Rate", *view, "1s", customer=ODD).rows
+    assert rows == [(NOON + n * MINUTE, 60, 60, 60) for n in range(30, 35)]
+    rows = ask(grafana, "Heartbeat Rate Over Time", *view, "1s").rows
+    assert [row[0] for row in rows] == [NOON + n * MINUTE for n in range(30, 35)]
+
+
 def test_resting_average_and_highest(grafana: Connection, owner: Connection) -> None:
     """20 minutes of 50 with one beat of 180, 80 minutes of 100."""
     store(
