@@ -26,6 +26,7 @@ MAX_CHUNK_BYTES = 16 * 1024 * 1024
 MAX_FETCH_BYTES = 8 * 1024 * 1024
 # Leaving the group takes some ms, the rest of a fetch that waits for records 1.5 s.
 CLOSE_SECONDS = 2.0
+COMMIT_SECONDS = 2.0
 
 
 class Start(NamedTuple):
@@ -62,6 +63,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         """
         with suppress(TimeoutError):
             await asyncio.wait_for(super().on_thread_stop(), CLOSE_SECONDS)
+
+    async def _commit(self, offsets: Mapping[TP, int]) -> bool:
+        """Commit, and wait a little for Kafka to say so.
+
+        What is committed is a hint only, and a stop has 8 s in all: it would wait as
+        long as aiokafka asks a coordinator that does not answer.
+        """
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(super()._commit(offsets), COMMIT_SECONDS)
+        return False
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)

@@ -34,7 +34,8 @@ def stop_worker(world: World) -> None:
     worker = world.choice.choice(world.workers)
     if worker.is_running():
         world.stop_worker(worker)
-        world.did("SIGTERM of a worker")
+        worker.start()
+        world.did("SIGTERM of a worker, started again")
 
 
 def freeze_worker(world: World) -> None:
