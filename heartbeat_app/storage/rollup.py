@@ -293,6 +293,10 @@ WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.histogram,
        hours.customers)
     IS DISTINCT FROM
     (there.count, there.sum, there.min, there.max, there.histogram, there.customers)
+AND NOT EXISTS (
+    SELECT FROM rollup_marks AS mark
+    WHERE mark.since < hour + INTERVAL '1 hour' AND mark.until > hour
+)
 """
 )
 # By table: what it does not equal, and what it is made of.
