@@ -29,21 +29,11 @@ from bench.fill import NOBODY, own_server
 from heartbeat_app.config import load_settings
 from heartbeat_app.storage import history, reads
 from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.roles import READER_SETTINGS
 from tests.deploy import dashboards
+from tests.deploy.dashboards import FIRST_QUERY, SPANS
 from tests.deploy.grafana_macros import View, expand
 
-SPANS = {
-    "5 min": timedelta(minutes=5),
-    "6 h": timedelta(hours=6),
-    "7 days": timedelta(days=7),
-    "30 days": timedelta(days=30),
-    "1 year": timedelta(days=365),
-}
-# What the panel "Heartbeat Rate Over Time" asked at first.
-SEED = (
-    'SELECT "timestamp" AS "time", "heart_rate" AS "value" FROM heartbeats'
-    ' WHERE $__timeFilter("timestamp") ORDER BY "timestamp" ASC'
-)
 ROWS_A_FETCH = 50_000
 LIMIT_SECONDS = 1.0
 
@@ -73,16 +63,17 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def run_sql(engine: Engine, sql: str) -> None:
-    """Fetch all rows, as Grafana's role is set: see heartbeat_app.storage.roles."""
+    """Fetch all rows, in a session that begins as those of Grafana's role."""
+    setting = text("SELECT set_config(:name, :value, false)")
     with engine.connect() as connection:
-        connection.exec_driver_sql("SET jit = off")
-        connection.exec_driver_sql("SET statement_timeout = '30s'")
+        for name, value in READER_SETTINGS.items():
+            connection.execute(setting, {"name": name, "value": value})
         connection.exec_driver_sql(sql.replace("%", "%%")).all()
 
 
 def run_seed(engine: Engine, start: datetime, end: datetime, patience: float) -> str:
     """The seed's query; what came of it."""
-    sql = expand(SEED, View.of(start, end)).replace("%", "%%")
+    sql = expand(FIRST_QUERY, View.of(start, end)).replace("%", "%%")
     began = time.perf_counter()
     rows = 0
     with engine.connect() as connection:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import yaml
@@ -23,6 +23,20 @@ ALERTING = yaml.safe_load(
 
 POSTGRESQL = "heartbeats-postgresql"
 PROMETHEUS = "heartbeats-prometheus"
+
+# How far back people look.
+SPANS = {
+    "5 min": timedelta(minutes=5),
+    "6 h": timedelta(hours=6),
+    "7 days": timedelta(days=7),
+    "30 days": timedelta(days=30),
+    "1 year": timedelta(days=365),
+}
+# What the panel "Heartbeat Rate Over Time" asked at first.
+FIRST_QUERY = (
+    'SELECT "timestamp" AS "time", "heart_rate" AS "value" FROM heartbeats'
+    ' WHERE $__timeFilter("timestamp") ORDER BY "timestamp" ASC'
+)
 
 Json = dict[str, Any]
 

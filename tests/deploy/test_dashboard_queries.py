@@ -19,7 +19,7 @@ from psycopg2.extras import execute_values
 
 from tests.deploy import containers, dashboards
 from tests.deploy.containers import ComposePostgresql
-from tests.deploy.dashboards import Query
+from tests.deploy.dashboards import FIRST_QUERY, SPANS, Query
 from tests.deploy.grafana_macros import View, expand
 
 pytestmark = pytest.mark.integration
@@ -32,13 +32,6 @@ PANELS = {
 }
 every_query = pytest.mark.parametrize("query", QUERIES, ids=str)
 
-SPANS = {
-    "5 minutes": timedelta(minutes=5),
-    "6 hours": timedelta(hours=6),
-    "7 days": timedelta(days=7),
-    "30 days": timedelta(days=30),
-    "a year": timedelta(days=365),
-}
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
@@ -425,12 +418,8 @@ def test_nothing_is_drawn_where_nothing_came(
 def test_the_query_of_the_old_readme_still_works(
     grafana: Connection, ten_minutes_of_beats: None
 ) -> None:
-    seed = (
-        'SELECT "timestamp" AS "time", "heart_rate" AS "value" FROM heartbeats'
-        ' WHERE $__timeFilter("timestamp") ORDER BY "timestamp" ASC'
-    )
     view = View(NOON, NOON + timedelta(seconds=9), "1s")
-    answer = run(grafana, expand(seed, view))
+    answer = run(grafana, expand(FIRST_QUERY, view))
     assert answer.columns == ["time", "value"]
     assert len(answer.rows) == 30
     assert answer.rows[0][0] == NOON
