@@ -153,7 +153,9 @@ def test_no_secret_is_told_anywhere(
 
     def until_refused(worker: Worker) -> None:
         worker.wait_for_log("password authentication failed")
-        worker.wait_until(lambda: page(worker, "/health/live"), "its pages are up")
+        worker.wait_until(
+            lambda: worker.get("/health/live")[0] == 200, "its pages are up"
+        )
 
     with CommandLines() as lines:
         for arguments in ("upgrade head", "check", "current", "upgrade head --sql"):
