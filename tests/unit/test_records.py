@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -274,3 +276,17 @@ def test_a_batch_that_was_cut_off_is_left_for_the_next_fetch(
     position = log.batches[kept - 1].end if kept else log.batches[0].first
     assert source.next_fetch_offset == position
     assert found == [each for each in log.expected if each[0] < position]
+
+
+def test_a_fetch_goes_when_it_was_unpacked() -> None:
+    """Not when the garbage collector comes by: it is megabytes, many times a second."""
+    batch = RecordBatch(0, 1, [Entry(0, b"key", b"value")])
+    taken = fetched(batch.encode(), 0, [], FetchedRecords)
+    gone = weakref.ref(taken)
+    gc.disable()
+    try:
+        unpack(taken, MAX, MAX)
+        del taken
+        assert gone() is None
+    finally:
+        gc.enable()
