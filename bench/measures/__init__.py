@@ -6,7 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.measures import backlog, delay, duplicates, full_table, memory, workers
+from bench.measures import (
+    backlog,
+    delay,
+    duplicates,
+    full_table,
+    memory,
+    roll_ups,
+    workers,
+)
 from bench.measures.setting import Setting
 
 Figures = dict[str, Any]
@@ -44,5 +52,6 @@ MEASURES: Mapping[str, Measure] = {
     "full-table": Measure(
         1_000_000, full_table.measure, full_table.markdown, no_pictures
     ),
+    "roll-ups": Measure(5_000_000, roll_ups.measure, roll_ups.markdown, no_pictures),
     "workers": Measure(1_000_000, workers.measure, workers.markdown, no_pictures),
 }
