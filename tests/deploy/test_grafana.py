@@ -13,7 +13,7 @@ import jsonschema
 import promql_parser
 import pytest
 import yaml
-from promql_parser import AggregateExpr, BinaryExpr, VectorSelector
+from promql_parser import AggregateExpr, BinaryExpr, MatrixSelector, VectorSelector
 
 from heartbeat_app.storage.roles import READER
 from tests import counted
@@ -351,11 +351,37 @@ def test_a_rule_is_complete(rule: Json) -> None:
 
 
 def test_a_restart_of_the_database_wakes_nobody() -> None:
-    """For so long, not only at one look."""
+    """For so long, not only at one look; a Prometheus is back sooner."""
     for group in ALERTING["groups"]:
         assert group["folder"] == "Heartbeats"
         for rule in group["rules"]:
-            assert seconds(rule["for"]) >= max(30, seconds(group["interval"]))
+            asked = rule["data"][0]["datasourceUid"]
+            least = 30 if asked == POSTGRESQL else 20
+            assert seconds(rule["for"]) >= max(least, seconds(group["interval"]))
+
+
+def test_it_is_noticed_within_90_s_that_nothing_is_stored() -> None:
+    """And not within 60 s, though scrapes and looks come when they come."""
+    group = ALERTING["groups"][0]
+    rule = group["rules"][0]
+    assert rule["title"] == "Nothing stored for 60 s"
+    asked, condition = (each["model"] for each in rule["data"])
+    question = promql_parser.parse(asked["expr"])
+    (counted_over,) = (e for e in inside(question) if isinstance(e, MatrixSelector))
+    assert counted_over.vector_selector.name == "heartbeat_app_beats_stored_total"
+    span = counted_over.range.total_seconds()
+    scrape = seconds(SCRAPED["global"]["scrape_interval"])
+    assert span >= 4 * scrape, "a scrape that fails looks as if nothing was stored"
+    # The last scrape that saw the count grow, and the one before, are up to one apart.
+    assert span - scrape + seconds(rule["for"]) >= 60
+    assert span + seconds(group["interval"]) + seconds(rule["for"]) <= 90
+    # One number for all workers, also where there is none: 0, and that fires.
+    assert isinstance(question, BinaryExpr)
+    assert isinstance(question.lhs, AggregateExpr)
+    assert question.lhs.modifier is None
+    assert str(question.rhs) == "vector(0)"
+    (limit,) = condition["conditions"]
+    assert limit["evaluator"] == {"type": "lt", "params": [1]}
 
 
 def seconds(duration: str) -> int:
