@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -226,6 +227,106 @@ def test_thousands_are_a_few_rows_in_the_page(
     browser.type(Keys.END)
     browser.wait(lambda: browser.focused() == "customer-10000", "the end")
     assert len(browser.rows()) < 60
+
+
+# What the page does, frame by frame: the longest gap of each second in milliseconds,
+# and how often a rate changed in the row of whom.
+LOOK_ON = """
+const seconds = arguments[0], done = arguments[arguments.length - 1];
+const gaps = new Array(seconds).fill(0), changes = {};
+const observer = new MutationObserver((records) => {
+  for (const { target } of records) {
+    if (target.className !== "rate") continue;
+    const id = target.parentNode.querySelector("button").textContent;
+    changes[id] = (changes[id] ?? 0) + 1;
+  }
+});
+observer.observe(document, { childList: true, subtree: true });
+let began = null, last = null;
+requestAnimationFrame(function frame(now) {
+  began ??= last ??= now;
+  const second = Math.floor((now - began) / 1000);
+  if (second >= seconds) {
+    observer.disconnect();
+    done({ gaps, changes });
+    return;
+  }
+  gaps[second] = Math.max(gaps[second], now - last);
+  last = now;
+  requestAnimationFrame(frame);
+});
+"""
+# Everybody's age in seconds, from the top of the list to its end.
+AGES = """
+const done = arguments[arguments.length - 1];
+const scroller = document.getElementById("scroller"), ages = {};
+scroller.scrollTop = 0;
+(function page() {
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    for (const row of document.querySelectorAll("tr.customer")) {
+      ages[row.name.textContent] = row.age.textContent;
+    }
+    const before = scroller.scrollTop;
+    scroller.scrollTop += scroller.clientHeight / 2;
+    if (scroller.scrollTop > before) page();
+    else done(ages);
+  }));
+})();
+"""
+
+
+def looked_on(browser: Browser, seconds: int) -> tuple[float, dict[str, int], float]:
+    """The longest gap of an ordinary second, in ms; how often whose rate changed; busy.
+
+    Busy: processor time of the page's main thread, as a part of a core. It and the
+    median say little of what else the machine does.
+    """
+
+    def busy() -> float:
+        told = browser.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return {each["name"]: float(each["value"]) for each in told}["TaskDuration"]
+
+    browser.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    began = busy()
+    found = browser.driver.execute_async_script(LOOK_ON, seconds)
+    took = busy() - began
+    browser.driver.execute_cdp_cmd("Performance.disable", {})
+    return statistics.median(found["gaps"]), found["changes"], took / seconds
+
+
+def test_a_thousand_change_each_second_without_a_stutter(
+    browser: Browser, topic: Topic, make_worker: Callable[..., Worker]
+) -> None:
+    topic.make()
+    ids = [f"customer-{number:04d}" for number in range(1, 1001)]
+    sent = itertools.count()
+
+    def beat() -> None:
+        now, rate = datetime.now(UTC), 60 + next(sent) % 50
+        topic.produce([encode(Heartbeat(id, now, rate)) for id in ids])
+
+    worker = make_worker(WEB_TOKEN=TOKEN).start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    browser.driver.get("about:blank")
+    empty_gap, _, empty_busy = looked_on(browser, 3)
+    with Crowd(beat, 1.0):
+        open_page(browser, worker)
+        counted = "return document.querySelector('[data-count=all]').textContent"
+        browser.wait(lambda: browser.run(counted) == "1,000", "all have come")
+        before = next(sent)
+        gap, changes, busy = looked_on(browser, 10)
+        beats = next(sent) - before - 1
+        ages = browser.driver.execute_async_script(AGES)
+    # Everybody's number is a new one each time, in sight or not.
+    assert beats >= 5
+    assert len(changes) >= 15
+    assert min(changes.values()) >= beats - 2
+    assert set(ages) == set(ids)
+    assert set(ages.values()) <= {f"{seconds} s" for seconds in range(6)}
+    # Three frames more than a page with nothing in it are seen by nobody, and what is
+    # done each second is less than what a browser calls a long task.
+    assert gap < empty_gap + 50
+    assert busy - empty_busy < 0.05
 
 
 class Portrait:
