@@ -30,6 +30,7 @@ PICTURE = os.environ.get("LIVE_PICTURE")
 TOKEN = "the-token-of-these-tests"
 EVIL = '<script>document.title="taken"</script>'
 SILENT_SECONDS = 15
+ALL_STATES = {"silent", "high", "low", "in range"}
 
 
 class People:
@@ -71,6 +72,17 @@ def row(browser: Browser, id: str) -> dict[str, str]:
     """The customer's row; empty texts if it is not in the page."""
     nobody = {"id": id, "state": "", "rate": "", "age": ""}
     return next((each for each in browser.rows() if each["id"] == id), nobody)
+
+
+def states(browser: Browser) -> set[str]:
+    """Of all customers whose rows are in the page."""
+    return {each["state"] for each in browser.rows()}
+
+
+def open_hour(browser: Browser, words: str) -> None:
+    """Open the first customer's last hour, and wait until it says so."""
+    browser.run("document.querySelector('tr.customer button').click()")
+    browser.wait(lambda: words in browser.text("detail-text"), f"it says {words!r}")
 
 
 def open_page(browser: Browser, worker: Worker) -> None:
@@ -191,18 +203,49 @@ def test_a_server_that_is_away_and_comes_back(
     )
 
 
-def test_everybody_can_read_it(browser: Browser, worker: Worker) -> None:
-    for dark, width in itertools.product((False, True), (1100, 360)):
+def test_everybody_can_read_it(
+    browser: Browser, people: People, worker: Worker
+) -> None:
+    looks = list(itertools.product((False, True), (1100, 360)))
+    open_page(browser, worker)
+    browser.wait(lambda: row(browser, "customer-0031")["id"], "somebody is heard")
+    del people.rates["customer-0031"]
+    browser.wait(
+        lambda: row(browser, "customer-0031")["rate"] == "--",
+        "somebody is silent",
+        seconds=SILENT_SECONDS + 20,
+    )
+    for dark, width in looks:
         browser.emulate(dark=dark, width=width)
         open_page(browser, worker)
+        browser.wait(lambda: states(browser) == ALL_STATES, "all states are in sight")
         assert browser.violations() == []
         page = browser.run("return document.documentElement.scrollWidth")
         assert page <= width, "it is wider than the screen"
         body = browser.run("return getComputedStyle(document.body).backgroundColor")
         assert (body == "rgb(19, 20, 23)") is dark
-        browser.run("document.querySelector('tr.customer button').click()")
-        browser.wait(lambda: "Last hour:" in browser.text("detail-text"), "its hour")
+        open_hour(browser, "Last hour:")
         assert browser.violations() == []
+
+    # And while the page does not hear the server, with an hour that was open and one
+    # that cannot be had.
+    assert worker.stop() == 0
+    browser.wait(lambda: "Does not hear" in browser.text("link"), "the page says so")
+    for dark, width in looks:
+        browser.emulate(dark=dark, width=width)
+        assert browser.violations() == []
+    browser.type(Keys.ESCAPE)
+    browser.wait(
+        lambda: states(browser) == {"silent", "unknown"},
+        "no old number is shown",
+        seconds=SILENT_SECONDS + 10,
+    )
+    for dark, width in looks:
+        browser.emulate(dark=dark, width=width)
+        assert browser.violations() == []
+        open_hour(browser, "cannot be had")
+        assert browser.violations() == []
+        browser.type(Keys.ESCAPE)
 
 
 def test_thousands_are_a_few_rows_in_the_page(
