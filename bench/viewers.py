@@ -11,12 +11,35 @@ import asyncio
 import os
 import time
 from collections import Counter
+from dataclasses import dataclass
 
 import aiohttp
 import click
 import psutil
 
-SETTLING_SECONDS = 5.0  # the first messages, which tell everything
+# The first messages, which tell everything, are waited for; at most so long.
+SETTLING_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What so many viewers cost, and got.
+
+    Attributes:
+        core: Processor time of the worker, as a part of a core.
+        messages, kilobytes: To each of them a second.
+    """
+
+    viewers: int
+    core: float
+    messages: float
+    kilobytes: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.viewers} viewers: {100 * self.core:.1f} % of a core; to each "
+            f"{self.messages:.2f} messages/s, {self.kilobytes:.0f} kB/s"
+        )
 
 
 async def watch(session: aiohttp.ClientSession, url: str, got: Counter[str]) -> None:
@@ -30,8 +53,8 @@ async def watch(session: aiohttp.ClientSession, url: str, got: Counter[str]) -> 
 
 async def measure(
     url: str, worker: psutil.Process, viewers: int, seconds: float
-) -> str:
-    """What the worker took while so many watched, in words."""
+) -> Cost:
+    """What the worker took while so many watched."""
     got: Counter[str] = Counter()
     token = os.environ.get("WEB_TOKEN")
     async with aiohttp.ClientSession(
@@ -40,10 +63,12 @@ async def measure(
         timeout=aiohttp.ClientTimeout(total=None),
     ) as session:
         tasks = [asyncio.create_task(watch(session, url, got)) for _ in range(viewers)]
-        await asyncio.sleep(SETTLING_SECONDS)
-        for task in tasks:
-            if task.done():
-                task.result()  # raises what went wrong
+        async with asyncio.timeout(SETTLING_SECONDS):
+            while got["messages"] < 2 * viewers:
+                await asyncio.sleep(0.1)
+                for task in tasks:
+                    if task.done():
+                        task.result()  # raises what went wrong
         got.clear()
         before, began = sum(worker.cpu_times()[:2]), time.monotonic()
         await asyncio.sleep(seconds)
@@ -52,10 +77,8 @@ async def measure(
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     each = max(1, viewers) * lasted
-    messages, kilobytes = got["messages"] / each, got["bytes"] / each / 1000
-    return (
-        f"{viewers} viewers: {100 * took / lasted:.1f} % of a core; to each "
-        f"{messages:.2f} messages/s, {kilobytes:.0f} kB/s"
+    return Cost(
+        viewers, took / lasted, got["messages"] / each, got["bytes"] / each / 1000
     )
 
 

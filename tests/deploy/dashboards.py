@@ -24,6 +24,9 @@ ALERTING = yaml.safe_load(
 POSTGRESQL = "heartbeats-postgresql"
 PROMETHEUS = "heartbeats-prometheus"
 
+# What Grafana makes of $__rate_interval at least: four scrapes.
+LEAST_RATE = "1m"
+
 # How far back people look.
 SPANS = {
     "5 min": timedelta(minutes=5),
@@ -112,13 +115,14 @@ def queries() -> Iterator[Query]:
 
 
 def promql() -> Iterator[tuple[str, str]]:
-    """Where Prometheus is asked, and what."""
+    """Where Prometheus is asked, and what, as it gets it."""
     for dashboard in load().values():
         for panel in dashboard["panels"]:
             for target in panel["targets"]:
                 if target["datasource"]["uid"] == PROMETHEUS:
-                    yield panel["title"], target["expr"]
+                    asked = target["expr"].replace("$__rate_interval", LEAST_RATE)
+                    yield panel["title"], asked
     for rule in rules():
-        asked = rule["data"][0]
-        if asked["datasourceUid"] == PROMETHEUS:
-            yield rule["title"], asked["model"]["expr"]
+        query = rule["data"][0]
+        if query["datasourceUid"] == PROMETHEUS:
+            yield rule["title"], query["model"]["expr"]

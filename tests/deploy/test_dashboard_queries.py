@@ -856,16 +856,6 @@ def booked(owner: Connection, ago: timedelta, *, stored: int, dead: int) -> None
         )
 
 
-def test_nothing_stored(grafana: Connection, owner: Connection) -> None:
-    title = "Nothing stored for 60 s"
-    assert ask(grafana, title).row == {"seconds": 3600}
-    booked(owner, 10 * MINUTE, stored=5, dead=0)
-    booked(owner, MINUTE, stored=0, dead=5)
-    assert 9 * 60 <= ask(grafana, title).row["seconds"] < 10 * 60 + 60
-    booked(owner, timedelta(), stored=1, dead=0)
-    assert ask(grafana, title).row["seconds"] <= 60
-
-
 def test_refusals(grafana: Connection, owner: Connection) -> None:
     title = "Refusals above 1 %"
     assert ask(grafana, title).row == {"share": 0}

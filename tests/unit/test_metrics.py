@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import psycopg2
 import pytest
-from faust.types import TP
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
@@ -18,35 +16,13 @@ from sqlalchemy.exc import OperationalError
 
 from heartbeat_app.exceptions import LedgerWentBackError
 from heartbeat_app.metrics import Metrics, cause_of
-from heartbeat_app.storage.ingest import Delays
 from heartbeat_app.storage.rollup import Backlog
-from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
 from heartbeat_app.storage.writer import Written
-from heartbeat_app.validation import Reason
-from heartbeat_app.watchdog import Health, Lag
+from heartbeat_app.watchdog import Health
+from tests.counted import BATCH, metrics
 from tests.servers import PROJECT
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
-HEALTH = Health((), 7, {TP("beats", 0): Lag(7, 1.5)})
-BACKLOG = Backlog(12, datetime.now(UTC) - timedelta(seconds=90))
-HISTOGRAM = [1, 2, *[0] * (len(DELAY_BOUNDS_SECONDS) - 2), 4]
-BATCH = Written(
-    consumed=10,
-    stored=7,
-    duplicate=1,
-    dead=2,
-    missing=3,
-    seconds=0.03,
-    reasons={Reason.NOT_JSON: 1, Reason.CONFLICT: 1},
-    delays=Delays(9.5, 8.0, HISTOGRAM),
-)
-
-
-def metrics(health: Health = HEALTH, backlog: Backlog | None = BACKLOG) -> Metrics:
-    found = Metrics(lambda: health, lambda: backlog)
-    found.count("beats", 0, BATCH)
-    found.count_retry(LedgerWentBackError("here", 1, None))
-    return found
 
 
 def families(metrics: Metrics, accept: str = "") -> dict[str, Metric]:
