@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from mode import Service
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage import errors, rollup
+from heartbeat_app.storage import errors, ingest, rollup
 from heartbeat_app.storage.engine import (
     STATEMENT_TIMEOUT_MS,
     Uses,
@@ -70,6 +70,7 @@ class Maintenance(Service):
         rollups = make_engine(settings, application_name=name)
         retention = make_engine(settings, application_name=name, pool_size=2)
         self._job = rollup.Job(rollups)
+        self._ingest = ingest.Hours(rollups)
         self._retention = Retention(retention, Kept.of(settings), stop=self._stopping)
         self._limits = (
             (Uses(rollups, by_statement=True), ROLLUP_ANSWER_SECONDS),
@@ -87,9 +88,12 @@ class Maintenance(Service):
             self.backlog = await self._run(
                 self._job.read_backlog, "The look at what is to be rolled up"
             )
-            await self.sleep(
-                CATCH_UP_SECONDS if done is False else until_next_pass(time.time())
+            added_up = await self._run(
+                lambda: self._ingest.run_pass(self._stopping.is_set),
+                "The hours of what came in",
             )
+            more = done is False or added_up is False
+            await self.sleep(CATCH_UP_SECONDS if more else until_next_pass(time.time()))
 
     @Service.task
     async def _retain(self) -> None:

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, select, text
 
-from heartbeat_app.storage import days, rollup
+from heartbeat_app.storage import days, ingest, rollup
 from heartbeat_app.storage.tables import (
     dead_letters,
     dropped_days,
@@ -265,6 +265,7 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
                 counted += days.count(counting, day)
                 wrong.extend(rollup.problems(counting, day))
     wrong.extend(_dropped_problems(connection))
+    wrong.extend(ingest.problems(connection))
     return Rows(counted, replayed, dropped, tuple(wrong), erased)
 
 

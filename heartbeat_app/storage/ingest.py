@@ -1,16 +1,32 @@
-"""What came in, by minute of arrival: one upsert a batch."""
+"""What came in, by minute of arrival: one upsert a batch; hours added up from that."""
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import Connection, func
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 
-from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS, ingest_minute
+from heartbeat_app.storage.marks import HOUR
+from heartbeat_app.storage.tables import (
+    DELAY_BOUNDS_SECONDS,
+    ingest_hour,
+    ingest_minute,
+)
+
+# An hour is added up when it has been over for so long: batches that began in it are
+# committed by then, and workers' clocks differ by less.
+SETTLED = timedelta(minutes=5)
+# With each new hour, so many before it are added up again, for what came later still.
+AGAIN = timedelta(hours=2)
+# At a time, on the way from nothing; of a thousand partitions that takes a few seconds.
+STEP = timedelta(hours=6)
+# A pass ends after about so long.
+PASS_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +103,87 @@ def record(
             },
         )
     )
+
+
+class Hours:
+    """Adds the hours up that are over, pass by pass; of one thread.
+
+    Any worker may: a lock in the database lets one at a time. Broken off, the next pass
+    goes on where this one was.
+
+    Arguments:
+        engine: Of one connection.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._done: datetime | None = None
+
+    def run_pass(self, stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Add up what is due; whether all of it was done, by whomever.
+
+        Arguments:
+            stopped: Asked after each step; the rest is left to the next pass.
+        """
+        enough = time.monotonic() + PASS_SECONDS
+        with self._engine.connect() as connection:
+            newest = connection.scalar(select(func.max(ingest_hour.c.hour)))
+            due = _hour(connection.execute(select(func.now())).scalar_one() - SETTLED)
+        if due == self._done:
+            return True
+        since = None if newest is None else newest - AGAIN
+        while True:
+            if stopped() or time.monotonic() > enough:
+                return False
+            with self._engine.begin() as connection:
+                # From where there is something: nothing may have come in for months.
+                minute = ingest_minute.c.minute
+                first = select(func.min(minute)).where(minute < due)
+                if since is not None:
+                    first = first.where(minute >= since)
+                found = connection.scalar(first)
+                if found is None:
+                    self._done = due
+                    return True
+                begin = _hour(found)
+                since = min(begin + STEP, due)
+                if not connection.scalar(select(func.roll_up_ingest(begin, since))):
+                    return True  # another worker is at it
+
+
+def _hour(instant: datetime) -> datetime:
+    return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+
+
+# What is added up again with the next hour may differ. Each change of a minute counts a
+# batch; to add up a year of histograms beside the counts would take half a minute.
+HOURS_OFF = text(
+    """
+SELECT count(*), min(hour) FROM (
+    SELECT topic_id, partition, date_trunc('hour', minute, 'UTC') AS hour,
+           sum(batches) AS batches, sum(consumed) AS consumed, sum(stored) AS stored,
+           sum(duplicate) AS duplicate, sum(dead) AS dead
+    FROM ingest_minute
+    GROUP BY 1, 2, 3
+) AS minutes
+FULL JOIN ingest_hour AS there USING (topic_id, partition, hour)
+WHERE hour < (SELECT max(hour) FROM ingest_hour) - CAST(:again AS INTERVAL)
+  AND (minutes.batches, minutes.consumed, minutes.stored, minutes.duplicate,
+       minutes.dead)
+    IS DISTINCT FROM
+      (there.batches, there.consumed, there.stored, there.duplicate, there.dead)
+"""
+)
+
+
+def problems(connection: Connection) -> Iterator[str]:
+    """What of the hours is not what their minutes give, in words."""
+    count, first = connection.execute(HOURS_OFF, {"again": AGAIN}).one()
+    if count:
+        hour = first.astimezone(UTC)
+        yield (
+            f"ingest_hour has {count:,} rows that are not what ingest_minute gives, "
+            f"the first of {hour:%Y-%m-%d %H:%M} UTC. To have its hour added up again, "
+            f"let the owner run SELECT roll_up_ingest('{hour:%Y-%m-%d %H:%M}Z', "
+            f"'{hour + HOUR:%Y-%m-%d %H:%M}Z')."
+        )

@@ -44,11 +44,13 @@ WORKER = (
     # Roll-ups are what the beats give: only the functions write them, and only they
     # take marks away, or what is older than it is kept.
     "GRANT SELECT ON heartbeats_minute, heartbeats_hour, heartbeats_minute_all, "
-    "heartbeats_hour_all, dropped_days, dropped_dead_letters, retention TO {role}",
+    "heartbeats_hour_all, ingest_hour, dropped_days, dropped_dead_letters, retention "
+    "TO {role}",
     "GRANT SELECT, INSERT ON rollup_marks TO {role}",
     "GRANT USAGE ON SEQUENCE rollup_marks_id_seq TO {role}",
     "GRANT EXECUTE ON FUNCTION make_rollup_month(DATE), "
     "roll_up_minutes(TIMESTAMPTZ, TIMESTAMPTZ), roll_up_hour(TIMESTAMPTZ), "
+    "roll_up_ingest(TIMESTAMPTZ, TIMESTAMPTZ), "
     "settle_marks(BIGINT[], TIMESTAMPTZ, TIMESTAMPTZ), detach_day(DATE, BIGINT), "
     "drop_day(DATE), drop_rollup_month(TEXT, DATE), finish_detaching(), "
     "drop_dead_letters(TIMESTAMPTZ, INTEGER) TO {role}",

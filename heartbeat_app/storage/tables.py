@@ -120,25 +120,32 @@ erased_customers = Table(
     UniqueConstraint("digest", name="erased_customers_digest_key"),
 )
 
-# What came in, by minute of arrival.
-ingest_minute = Table(
-    "ingest_minute",
-    metadata,
-    Column("topic_id", Text, nullable=False),
-    Column("partition", Integer, nullable=False),
-    _instant("minute"),
-    _count("batches"),
-    _count("consumed"),
-    _count("stored"),
-    _count("duplicate"),
-    _count("dead"),
-    Column("delay_sum_seconds", Double, nullable=False),
-    Column("delay_max_seconds", Double, nullable=False),
-    Column("delay_histogram", ARRAY(BigInteger), nullable=False),
-    Column("write_seconds", Double, nullable=False),
-    PrimaryKeyConstraint("topic_id", "partition", "minute", name="ingest_minute_pkey"),
-    Index("idx_ingest_minute_minute", "minute"),
-)
+
+def _ingest(name: str, begin: str) -> Table:
+    """What came in of each partition, by minute, or hour, of arrival."""
+    return Table(
+        name,
+        metadata,
+        Column("topic_id", Text, nullable=False),
+        Column("partition", Integer, nullable=False),
+        _instant(begin),
+        _count("batches"),
+        _count("consumed"),
+        _count("stored"),
+        _count("duplicate"),
+        _count("dead"),
+        Column("delay_sum_seconds", Double, nullable=False),
+        Column("delay_max_seconds", Double, nullable=False),
+        Column("delay_histogram", ARRAY(BigInteger), nullable=False),
+        Column("write_seconds", Double, nullable=False),
+        PrimaryKeyConstraint("topic_id", "partition", begin, name=f"{name}_pkey"),
+        Index(f"idx_{name}_{begin}", begin),
+    )
+
+
+ingest_minute = _ingest("ingest_minute", "minute")
+# Added up from it by roll_up_ingest() of migration 0004.
+ingest_hour = _ingest("ingest_hour", "hour")
 
 
 def _rollup(name: str, begin: str) -> Table:

@@ -90,7 +90,8 @@ def emptied(owner: Connection) -> Iterator[None]:
         cursor.execute(
             "TRUNCATE heartbeats, heartbeats_minute, heartbeats_hour,"
             " heartbeats_minute_all, heartbeats_hour_all, rollup_marks, dropped_days,"
-            " ingest_minute, partition_ledger, dead_letters, dropped_dead_letters"
+            " ingest_minute, ingest_hour, partition_ledger, dead_letters,"
+            " dropped_dead_letters"
         )
 
 
@@ -544,12 +545,78 @@ def test_the_delay_of_ten_minutes_together(
     assert 2 < row[2] < 5
 
 
-def test_the_delay_of_many_days_is_that_of_each_hours_first_minute(
-    grafana: Connection, ten_minutes_of_books: None
+BY_HOUR = (
+    "Beats Per Second",
+    "Delay From Beat To Row",
+    "By Partition",
+    "Transaction Time",
+)
+
+
+@pytest.fixture
+def ten_days_of_minutes(owner: Connection, ten_minutes_of_books: None) -> None:
+    """Every seventh minute of the days before, no two alike, of two partitions."""
+    with owner.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO ingest_minute SELECT 'new', n %% 2,"
+            " %s - n * interval '7 minutes', 1 + n %% 9, 35 + n %% 50, 30 + n %% 50,"
+            " 3, 2, 1, 1, array_fill(0::bigint, ARRAY[n %% 17])"
+            " || (30 + n %% 50)::bigint || array_fill(0::bigint, ARRAY[17 - n %% 17]),"
+            " n / 8.0"
+            " FROM generate_series(1, 2100) AS n",
+            (NOON,),
+        )
+
+
+def add_up(owner: Connection, since: datetime, until: datetime) -> None:
+    with owner.cursor() as cursor:
+        cursor.execute("SELECT roll_up_ingest(%s, %s)", (since, until))
+
+
+@pytest.mark.parametrize("title", BY_HOUR)
+@pytest.mark.parametrize("added_up", [3 * DAY, 11 * DAY])
+@pytest.mark.parametrize("end", [TEN[1] - 33 * MINUTE, TEN[1]])
+@pytest.mark.parametrize("interval", ["30m", "1d"])
+def test_many_days_by_the_hour_are_what_their_minutes_are(
+    grafana: Connection,
+    owner: Connection,
+    ten_days_of_minutes: None,
+    title: str,
+    added_up: timedelta,
+    end: datetime,
+    interval: str,
 ) -> None:
-    start, end = NOON - 9 * DAY, NOON + HOUR
-    (row,) = ask(grafana, "Delay From Beat To Row", start, end, "30m").rows
-    assert row == (NOON, *(pytest.approx(0.05 * (1 + q)) for q in (0.5, 0.95, 0.99)))
+    """Whatever is added up yet, and neither end at a whole hour."""
+    view = end - 9 * DAY, end, interval
+    by_minute = almost(ask(grafana, title, *view))
+    assert by_minute
+    begin = NOON - 11 * DAY
+    add_up(owner, begin, begin + added_up)
+    assert almost(ask(grafana, title, *view)) == by_minute
+
+
+def almost(answer: Answer) -> list[dict[str, object]]:
+    """Sums of fractions depend on their order."""
+    return [
+        {n: f"{v:.9g}" if isinstance(v, float) else v for n, v in row.items()}
+        for row in without_ages(answer)
+    ]
+
+
+@pytest.mark.parametrize("title", BY_HOUR)
+def test_many_days_are_read_by_the_hour_as_far_as_they_are_added_up(
+    grafana: Connection, owner: Connection, ten_days_of_minutes: None, title: str
+) -> None:
+    view = NOON - 9 * DAY, TEN[1], "1h"
+    add_up(owner, NOON - 11 * DAY, NOON)
+    before = without_ages(ask(grafana, title, *view))
+    short = without_ages(ask(grafana, title, NOON - 7 * DAY, TEN[1], "30m"))
+    with owner.cursor() as cursor:
+        cursor.execute("DELETE FROM ingest_minute WHERE minute < %s", (NOON,))
+        assert without_ages(ask(grafana, title, *view)) == before
+        cursor.execute("DELETE FROM ingest_minute")
+        assert without_ages(ask(grafana, title, *view)) != before
+    assert without_ages(ask(grafana, title, NOON - 7 * DAY, TEN[1], "30m")) != short
 
 
 @pytest.mark.parametrize(

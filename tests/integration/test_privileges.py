@@ -43,13 +43,13 @@ WRITTEN = (
 # The database's functions write these, or the owner.
 READ = (
     "heartbeats_minute", "heartbeats_hour", "heartbeats_minute_all",
-    "heartbeats_hour_all", "dropped_days", "dropped_dead_letters", "retention",
-    "erased_customers",
+    "heartbeats_hour_all", "ingest_hour", "dropped_days", "dropped_dead_letters",
+    "retention", "erased_customers",
 )  # fmt: skip
 FUNCTIONS = (
     "detach_day", "drop_day", "drop_dead_letters", "drop_rollup_month",
     "finish_detaching", "make_day", "make_rollup_month", "roll_up_hour",
-    "roll_up_minutes", "settle_marks",
+    "roll_up_ingest", "roll_up_minutes", "settle_marks",
 )  # fmt: skip
 TODAY = START.date()
 
@@ -157,6 +157,7 @@ def test_it_may_neither_delete_nor_change_a_table(
         "UPDATE dead_letters SET value = NULL",
         "UPDATE dead_letters SET reason = 'other'",
         "UPDATE ingest_minute SET minute = now()",
+        "UPDATE ingest_hour SET stored = 0",
         "INSERT INTO erased_customers (key, digest, begun_at) VALUES ('', '', now())",
         "UPDATE erased_customers SET digest = ''",
         "SELECT setval('heartbeats_id_seq', 1)",
