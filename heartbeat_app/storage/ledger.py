@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from heartbeat_app.exceptions import BooksError
 from heartbeat_app.storage.tables import partition_ledger as ledger
+
+COUNTED = ("consumed", "stored", "duplicate", "dead", "missing", "gap")
+
+# Made once: to put them together took a tenth of a small batch's time.
+_IS_ROW = (
+    ledger.c.topic_id == bindparam("of_topic_id"),
+    ledger.c.partition == bindparam("of_partition"),
+)
+LOCK = select(ledger.c.next_offset).where(*_IS_ROW).with_for_update()
+BOOK = (
+    update(ledger)
+    .where(*_IS_ROW)
+    .values(
+        next_offset=bindparam("next_offset"),
+        end_offset=bindparam("end_offset"),
+        updated_at=func.clock_timestamp(),
+        **{name: ledger.c[name] + bindparam(f"more_{name}") for name in COUNTED},
+    )
+)
 
 
 class PostgresLedger:
@@ -51,11 +69,8 @@ def lock(connection: Connection, topic_id: str, partition: int) -> int | None:
 
     None where there is no row.
     """
-    offset: int | None = connection.scalar(
-        select(ledger.c.next_offset)
-        .where(ledger.c.topic_id == topic_id, ledger.c.partition == partition)
-        .with_for_update()
-    )
+    row = {"of_topic_id": topic_id, "of_partition": partition}
+    offset: int | None = connection.scalar(LOCK, row)
     return offset
 
 
@@ -82,14 +97,13 @@ def book(
             f"A batch of {topic_id}[{partition}] up to {next_offset - 1} does not add "
             f"up: {dict(counts)}. It was rolled back; please report this."
         )
-    values: dict[str, Any] = {n: ledger.c[n] + count for n, count in counts.items()}
     connection.execute(
-        update(ledger)
-        .where(ledger.c.topic_id == topic_id, ledger.c.partition == partition)
-        .values(
-            next_offset=next_offset,
-            end_offset=end_offset,
-            updated_at=func.clock_timestamp(),
-            **values,
-        )
+        BOOK,
+        {
+            "of_topic_id": topic_id,
+            "of_partition": partition,
+            "next_offset": next_offset,
+            "end_offset": end_offset,
+            **{f"more_{name}": counts[name] for name in COUNTED},
+        },
     )
