@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,6 +25,8 @@ log = logging.getLogger(__name__)
 # A batch in hand when the worker stops may end; one that hangs is broken off, since
 # a stop has 10 s in all.
 STOP_GRACE_SECONDS = 3.0
+
+SUMMARY_SECONDS = 1.0
 
 
 def decode(chunk: Chunk) -> Batch:
@@ -48,70 +53,117 @@ def decode(chunk: Chunk) -> Batch:
 
 heartbeats = app.topic(
     app.settings.heartbeats_topic,
-    schema=LaneSchema(decode=decode, encode=models.encode),
+    schema=LaneSchema(encode=models.encode),
     partitions=app.settings.heartbeats_partitions,
 )
 
 
 @app.agent(heartbeats, name="store_heartbeats")
 async def store_heartbeats(stream: StreamT[Any]) -> None:
-    """Store every batch, in one transaction if it can be."""
-    await consume(stream, app.lane, store)
+    """Store every chunk, in one transaction if it can be."""
+    try:
+        await consume(stream, app.lane, store)
+    finally:
+        summary.tell()
 
 
-async def store(batch: Batch) -> None:
-    """Write a batch, and count each part that is stored.
+class Summary:
+    """Logs once a second what was stored: there may be hundreds of batches a second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._offsets: dict[TP, tuple[int, int]] = {}  # the first, the one after
+        self._due: asyncio.TimerHandle | None = None
+
+    def add(self, batch: Batch, written: Written) -> None:
+        """Add a batch that is stored, in any thread; tell at once what is missing."""
+        if written.missing:
+            log.error(
+                "%s: %s records fell out of the log before they were read (retention?);"
+                " counted as missing",
+                batch,
+                f"{written.missing:,}",
+            )
+        log.debug("%s: stored: %s", batch, written.counts)
+        if written.consumed:
+            with self._lock:
+                self._counts.update({**written.counts, "batches": 1})
+                tp = TP(batch.topic, batch.partition)
+                first, _ = self._offsets.get(tp, (batch.asked, 0))
+                self._offsets[tp] = first, batch.position
+
+    def tell_soon(self) -> None:
+        """Log what was added, and what will be within a second."""
+        if self._due is None:
+            loop = asyncio.get_running_loop()
+            self._due = loop.call_later(SUMMARY_SECONDS, self.tell)
+
+    def tell(self) -> None:
+        """Log what was added since it was told last."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None
+        with self._lock:
+            counts, self._counts = self._counts, Counter()
+            offsets, self._offsets = self._offsets, {}
+        if offsets:
+            log.info(
+                "Stored %s heartbeats (%s duplicates, %s refused) in %s batches: %s",
+                f"{counts['stored']:,}",
+                f"{counts['duplicate']:,}",
+                f"{counts['dead']:,}",
+                f"{counts['batches']:,}",
+                ", ".join(
+                    f"{tp.topic}[{tp.partition}]@{first}-{end - 1}"
+                    for tp, (first, end) in sorted(offsets.items())
+                ),
+            )
+
+
+summary = Summary()
+
+
+async def store(chunks: Sequence[Chunk]) -> None:
+    """Store chunks of different partitions, in one of the writers' threads.
 
     Raises:
         Rewind: The ledger went back; nothing more was written.
     """
-    rest: Batch | None = batch
-    while rest is not None:
-        try:
-            written = await write(rest)
-        except LedgerWentBackError as error:
-            app.metrics.count_retry(error)
-            raise Rewind(str(error)) from error
-        except Exception as error:
-            app.metrics.count_retry(error)
-            raise
-        app.metrics.count(batch.topic, batch.partition, written)
-        report(rest, written)
-        rest = written.rest
-
-
-async def write(batch: Batch) -> Written:
-    """Write a batch in one of the writers' threads."""
-    writing = app.writing.submit(app.writer.write, batch)
-    app.writes[TP(batch.topic, batch.partition)] = writing
+    writing = app.writing.submit(store_now, chunks)
+    for chunk in chunks:
+        app.writes[chunk.tp] = writing
     try:
-        return await asyncio.shield(asyncio.wrap_future(writing))
+        await asyncio.shield(asyncio.wrap_future(writing))
     except asyncio.CancelledError:
         if not writing.cancel():  # it has begun
             await asyncio.wait(
                 {asyncio.wrap_future(writing)}, timeout=STOP_GRACE_SECONDS
             )
         if not writing.done():
-            log.warning("%s: broken off, to be read again after the start", batch)
+            log.warning(
+                "%s: broken off, to be read again after the start",
+                ", ".join(map(str, chunks)),
+            )
             app.writer.uses.break_off()
         raise
+    except LedgerWentBackError as error:
+        raise Rewind(str(error)) from error
+    finally:
+        summary.tell_soon()
 
 
-def report(batch: Batch, written: Written) -> None:
-    """Log what a batch was."""
-    if written.missing:
-        log.error(
-            "%s: %s records fell out of the log before they were read (retention?); "
-            "counted as missing",
-            batch,
-            f"{written.missing:,}",
-        )
-    if written.consumed:
-        log.info(
-            "Stored %s heartbeats %s (%s duplicates, %s refused) in %.0f ms",
-            f"{written.stored:,}",
-            batch,
-            f"{written.duplicate:,}",
-            f"{written.dead:,}",
-            written.seconds * 1000,
-        )
+def store_now(chunks: Sequence[Chunk]) -> None:
+    """Write chunks in one transaction, or one in parts; count what is stored."""
+    rest = [decode(chunk) for chunk in chunks]
+    while rest:
+        try:
+            written = app.writer.write_together(rest)
+        except Exception as error:
+            app.metrics.count_retry(error)
+            raise
+        app.metrics.count_transaction(written[0].seconds)
+        for batch, each in zip(rest, written, strict=True):
+            app.metrics.count(batch.topic, batch.partition, each)
+            summary.add(batch, each)
+        rest = [each.rest for each in written if each.rest is not None]

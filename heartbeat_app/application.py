@@ -36,7 +36,7 @@ from heartbeat_app.metrics import Metrics
 from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.questions import Questions
-from heartbeat_app.storage.writer import Writer, Written
+from heartbeat_app.storage.writer import Writer
 from heartbeat_app.topics import ensure_topic
 from heartbeat_app.watchdog import Watchdog
 
@@ -81,7 +81,7 @@ class HeartbeatApp(LaneApp):
         self.questions = Questions(settings, "api", threads=ASKING_THREADS)
         self.writing = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="writer")
         # The last write of each partition, which may still wait for its turn.
-        self.writes: dict[TP, Future[Written]] = {}
+        self.writes: dict[TP, Future[None]] = {}
         super().__init__(
             settings.kafka_group_id,
             lane=Lane(

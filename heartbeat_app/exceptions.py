@@ -6,6 +6,8 @@ password or a record's contents.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import click
 
 
@@ -59,6 +61,19 @@ class LedgerWentBackError(StorageError):
             f"{where}: the ledger stands at {next_offset}, the records in hand begin "
             f"at {asked}; what lies between is not in the database (a restored "
             f"backup?). Reading again from the ledger's offset."
+        )
+
+
+class LedgerBusyError(StorageError):
+    """Somebody else holds rows of the ledger, or there are none; nothing was written.
+
+    Partition by partition they are waited for.
+    """
+
+    def __init__(self, partitions: Collection[int]) -> None:
+        super().__init__(
+            f"The ledger's rows of the partitions {sorted(partitions)} are not free; "
+            "each partition is written by itself."
         )
 
 

@@ -118,7 +118,10 @@ class Metrics:
         return Counter(name, help, labels, registry=self.registry)
 
     def count(self, topic: str, partition: int, written: Written) -> None:
-        """Count a batch that is in the database; in any thread."""
+        """Count a batch that is in the database; in any thread.
+
+        Its transaction is counted by `count_transaction`, since batches share one.
+        """
         if not written.consumed and not written.missing:
             return  # stored before, or nothing but holes
         where = topic, str(partition)
@@ -129,9 +132,11 @@ class Metrics:
         for reason, count in written.reasons.items():
             self._dead.labels(*where, reason.value).inc(count)
         self._batch.observe(written.consumed)
-        self._transaction.observe(written.seconds)
-        if written.delays is not None:
-            self._delays.add(written.delays.histogram, written.delays.total)
+        self._delays.add(written.delays.histogram, written.delays.total)
+
+    def count_transaction(self, seconds: float) -> None:
+        """Count a transaction that was committed."""
+        self._transaction.observe(seconds)
 
     def count_retry(self, error: Exception) -> None:
         """Count an attempt that failed and will be made again."""

@@ -46,7 +46,9 @@ AGENT = "heartbeat_app/lane/agent.py"
 # A worker that was frozen forgets its batches as soon as it hears of the rebalance;
 # what holds when it does not hear of it in time is seen without that.
 FORGET = Patch(
-    AGENT, "        while lane.is_current(tp, chunk.epoch):\n", "        while True:\n"
+    AGENT,
+    "        return self._lane.is_current(chunk.tp, chunk.epoch)\n",
+    "        return True\n",
 )
 
 
@@ -54,8 +56,8 @@ FORGET = Patch(
 # the log.
 REWIND = Patch(
     WRITER,
-    "        if next_offset is None or batch.asked > next_offset:\n",
-    "        next_offset = next_offset or 0\n        if False:\n",
+    "    if next_offset is None or batch.asked > next_offset:\n",
+    "    next_offset = next_offset or 0\n    if False:\n",
 )
 
 GUARDS = {guard.name: guard for guard in (
@@ -65,12 +67,12 @@ GUARDS = {guard.name: guard for guard in (
         "frozen",
         (
             FORGET,
-            Patch(WRITER, "        batch = batch.since(next_offset)\n", ""),
             Patch(
                 WRITER,
-                "        if batch.position <= next_offset:\n"
-                "            return Written()\n",
-                "",
+                "    if batch.position <= next_offset:\n"
+                "        return None\n"
+                "    return batch.since(next_offset)\n",
+                "    return batch\n",
             ),
         ),
     ),
@@ -78,7 +80,14 @@ GUARDS = {guard.name: guard for guard in (
         "marks",
         "a batch marks its minutes for the roll-ups in its own transaction",
         "killed",
-        (Patch(WRITER, "        marks.mark(connection, inserted.stored)\n", ""),),
+        (
+            Patch(
+                WRITER,
+                "        marks.mark(connection, [each for one in inserted"
+                " for each in one.stored])\n",
+                "",
+            ),
+        ),
     ),
     Guard(
         "seek-to-the-ledger",
@@ -117,7 +126,7 @@ GUARDS = {guard.name: guard for guard in (
                 AGENT,
                 "                failures += 1\n"
                 "                await _pause(chunk, failures, error)\n",
-                "                event.ack()\n                return\n",
+                "                self._consumer.done([chunk])\n                break\n",
             ),
         ),
     ),

@@ -34,5 +34,6 @@ def metrics(health: Health = HEALTH, backlog: Backlog | None = BACKLOG) -> Metri
     """Each metric, with each of its labels."""
     found = Metrics(lambda: health, lambda: backlog)
     found.count("beats", 0, BATCH)
+    found.count_transaction(BATCH.seconds)
     found.count_retry(LedgerWentBackError("here", 1, None))
     return found

@@ -1,18 +1,18 @@
 """The batch lane: one Kafka fetch is one message, and a ledger says where to go on.
 
 Stock Faust moves records one at a time, and acknowledges a record whose agent failed.
-For the topics that opt in, the lane hands a whole fetch to the agent as one `Chunk`,
-resumes from a `Ledger` that is kept in the same transaction as the data, and takes
-Kafka's committed offsets for no more than a hint. Other topics of the same app work
-as Faust documents them. Nothing in here knows what the records are.
+For the topics that opt in, the lane hands whole fetches to the agent, a `Chunk` for
+each partition, resumes from a `Ledger` that is kept in the same transaction as the
+data, and takes Kafka's committed offsets for no more than a hint. Other topics of the
+same app work as Faust documents them. Nothing in here knows what the records are.
 
     lane = Lane(topics={"orders"}, ledger=my_ledger, topic_ids=my_lookup)
     app = LaneApp("shop", lane=lane, broker=…)
-    orders = app.topic("orders", schema=LaneSchema(decode=my_decode, …))
+    orders = app.topic("orders", schema=LaneSchema(encode=my_encode))
 
     @app.agent(orders)
     async def store(stream):
-        await consume(stream, lane, my_store)
+        await consume(stream, lane, my_store)  # is given chunks of several partitions
 
 It hooks into private parts of faust-streaming, so that version is pinned; the tests
 in tests/integration/test_lane*.py fail when one of them moves.

@@ -1,12 +1,12 @@
-"""The loop of a lane agent: one batch after the other, retried in place."""
+"""The loop of a lane agent: chunks that wait together, retried in place."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 from faust import Stream
@@ -17,64 +17,131 @@ from heartbeat_app.lane.lane import Lane
 
 log = logging.getLogger(__name__)
 
+# A chunk of so many bytes is handed on by itself. Smaller ones, as they come while
+# records arrive one by one, wait for each other: to store one takes longer than to
+# store what is in it.
+SMALL_BYTES = 256 * 1024
+# Not for longer, since what holds up one partition must not hold up the others.
+PATIENCE_SECONDS = 0.05
+
+Handle = Callable[[Sequence[Chunk]], Awaitable[None]]
+
 
 class Rewind(Exception):
-    """Raised by a batch's handler: the ledger is behind; read again from it."""
+    """Raised by a handler: the ledger is behind; read again from it."""
 
 
-async def consume(
-    stream: StreamT[Any],
-    lane: Lane,
-    handle: Callable[[Any], Awaitable[None]],
-) -> None:
-    """Hand every batch to `handle` until the app stops.
+async def consume(stream: StreamT[Any], lane: Lane, handle: Handle) -> None:
+    """Hand all chunks to `handle` until the app stops.
 
-    In order within a partition; batches of several partitions at once, as many as
-    wait (the lane bounds them). `handle` must be idempotent: the batch is handed to
-    it again until it returns. It never raises and never returns while the app runs,
-    since Faust would acknowledge the batch and restart the agent: records would be
-    lost.
+    In order within a partition; those of several partitions at once. Small ones come
+    together, of each partition one, when those before them are done; large ones come
+    alone. `handle` must be idempotent, and do all of what it is given or nothing: when
+    it raises for several they are handed to it one by one, and one again until it
+    returns.
 
-    Acknowledges only what `handle` returned from, also when cancelled: a stream that
-    acknowledges by itself does so for the batch that was cancelled, too.
+    Only what `handle` returned from is committed. It never raises and never returns
+    while the app runs, since Faust would restart the agent without what it has in hand:
+    records would be lost.
     """
     consumer: Any = stream.app.consumer
-    # asyncio's locks are taken in the order in which they were asked for.
-    turns: defaultdict[TP, asyncio.Lock] = defaultdict(asyncio.Lock)
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as tasks:
+        turns = _Turns(consumer, lane, handle, tasks)
+        # A stream that acknowledges by itself counts all as stored, past the consumer.
         async for event in cast(Stream[Any], stream).noack().events():
-            turn = turns[event.message.tp]
-            group.create_task(_process(event, turn, consumer, lane, handle))
+            turns.add(event.value)
+            event.ack()
 
 
-async def _process(
-    event: Any,
-    turn: asyncio.Lock,
-    consumer: Any,
-    lane: Lane,
-    handle: Callable[[Any], Awaitable[None]],
-) -> None:
-    chunk: Any = event.message.value
-    tp = event.message.tp
-    failures = 0
-    async with turn:
-        while lane.is_current(tp, chunk.epoch):
+class _Turns:
+    """The chunks that wait, and whose turn it is."""
+
+    def __init__(
+        self, consumer: Any, lane: Lane, handle: Handle, tasks: asyncio.TaskGroup
+    ) -> None:
+        self._consumer = consumer
+        self._lane = lane
+        self._handle = handle
+        self._tasks = tasks
+        self._waiting: defaultdict[TP, deque[Chunk]] = defaultdict(deque)
+        # Of these one is being handled.
+        self._busy: set[TP] = set()
+        self._small_ones: asyncio.Task[None] | None = None
+
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Add those that came, behind the others of their partitions."""
+        for chunk in chunks:
+            self._waiting[chunk.tp].append(chunk)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Start whatever can be started."""
+        small = []
+        for tp, chunks in self._waiting.items():
+            if not chunks or tp in self._busy:
+                continue
+            if chunks[0].size >= SMALL_BYTES:
+                self._busy.add(tp)
+                self._tasks.create_task(self._alone(chunks.popleft()))
+            elif self._small_ones is None:
+                self._busy.add(tp)
+                small.append(chunks.popleft())
+        if small:
+            several = len(small) > 1
+            turn = self._together(small) if several else self._alone(small[0])
+            task = self._small_ones = self._tasks.create_task(turn)
+            task.add_done_callback(self._let_the_next_go)
+            loop = asyncio.get_running_loop()
+            loop.call_later(PATIENCE_SECONDS, self._let_the_next_go, task)
+
+    def _let_the_next_go(self, task: asyncio.Task[None]) -> None:
+        """Small ones wait for those before them, but not for ever."""
+        if self._small_ones is task and not task.cancelled():
+            self._small_ones = None
+            self._go_on()
+
+    def _end(self, chunks: Sequence[Chunk]) -> None:
+        """Let the next ones of these partitions have their turn."""
+        self._busy.difference_update(chunk.tp for chunk in chunks)
+        self._go_on()
+
+    async def _together(self, chunks: Sequence[Chunk]) -> None:
+        """Handle small ones at once; if that fails, each alone."""
+        current = [chunk for chunk in chunks if self._is_current(chunk)]
+        failed = []
+        try:
+            if current:
+                await self._handle(current)
+                self._consumer.done(current)
+        except Exception as error:  # noqa: BLE001 (each alone tells it again)
+            log.debug("Not together, but one by one: %r", error)
+            failed = current
+        for chunk in failed:
+            self._tasks.create_task(self._alone(chunk))
+        self._end([chunk for chunk in chunks if chunk not in failed])
+
+    async def _alone(self, chunk: Chunk) -> None:
+        """Handle one until it is stored."""
+        failures = 0
+        while self._is_current(chunk):
             try:
-                await handle(event.value)
-            except asyncio.CancelledError:
-                raise
+                await self._handle([chunk])
             except Rewind as why:
                 log.warning("%s", why)
-                await consumer.restart_at_ledger({tp})
-                return
-            except Exception as error:  # noqa: BLE001 (see above)
+                await self._consumer.restart_at_ledger({chunk.tp})
+                break
+            except Exception as error:  # noqa: BLE001 (see consume)
                 failures += 1
                 await _pause(chunk, failures, error)
             else:
                 if failures:
                     log.info("%s: stored at attempt %d", chunk, failures + 1)
-                event.ack()
-                return
+                self._consumer.done([chunk])
+                break
+        self._end([chunk])
+
+    def _is_current(self, chunk: Chunk) -> bool:
+        return self._lane.is_current(chunk.tp, chunk.epoch)
 
 
 async def _pause(chunk: Chunk, failures: int, error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -19,7 +19,7 @@ from tenacity import (
 )
 
 from heartbeat_app.exceptions import LaneError
-from heartbeat_app.lane.chunk import Chunk
+from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.fetch import LaneThread, Start
 from heartbeat_app.lane.lane import Lane
 
@@ -67,40 +67,47 @@ class LaneConsumer(driver.Consumer):
         return LaneThread(self, loop=self.loop, beacon=self.beacon)
 
     def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
-        if not isinstance(record, Chunk):
+        if not isinstance(record, Chunks):
             return super()._to_message(tp, record)
-        chunk: Any = record  # in the place of the value's bytes; LaneSchema knows
+        chunks: Any = record  # in the place of the value's bytes; LaneSchema knows
         return ConsumerMessage(
             topic=tp.topic,
             partition=tp.partition,
-            offset=record.position - 1,
+            offset=record[0].position - 1,
             timestamp=0.0,
             timestamp_type=0,
             headers=[],
             key=None,
-            value=chunk,
+            value=chunks,
             checksum=None,
-            serialized_value_size=record.size,
+            serialized_value_size=sum(chunk.size for chunk in record),
             tp=tp,
             generation_id=self.app.consumer_generation_id,
         )
 
     def ack(self, message: Message) -> bool:
-        """Mark a message as processed; makes room for the lane's next chunk."""
-        if message.topic in self.lane.topics:
-            self.lane.release(message.tp, message.offset + 1)
-            self.wake()
-        return super().ack(message)
+        """Mark a message as processed; says nothing of the lane's chunks in it."""
+        if message.topic not in self.lane.topics:
+            return super().ack(message)
+        self._unacked_messages.discard(message)
+        return True
+
+    def done(self, chunks: Iterable[Chunk]) -> None:
+        """Have what was stored committed, and make room for the next chunks."""
+        for chunk in chunks:
+            self.lane.release(chunk.tp, chunk.position)
+            self._acked[chunk.tp].append(chunk.position - 1)
+        self.wake()
 
     def wake(self) -> None:
         """Let the fetch look again whether there is room."""
         self._thread.wake()
 
     def _new_offset(self, tp: TP) -> int | None:
-        """The offset to commit: for the lane the highest acknowledged + 1.
+        """The offset to commit: for the lane the highest that is done + 1.
 
-        Its acks come strictly in order, so there is nothing to search for. Faust's
-        own search misses a gap of one at the head and commits over it.
+        Its chunks are done strictly in order, so there is nothing to search for.
+        Faust's own search misses a gap of one at the head and commits over it.
         """
         if tp.topic not in self.lane.topics:
             return super()._new_offset(tp)
@@ -109,7 +116,6 @@ class LaneConsumer(driver.Consumer):
             return None
         highest = max(acked)
         acked.clear()
-        self._acked_index[tp].clear()
         return highest + 1
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -13,7 +15,7 @@ from aiokafka.errors import ConsumerStoppedError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from heartbeat_app.lane.chunk import Chunk
+from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.lane import Lane
 from heartbeat_app.lane.records import unpack
 
@@ -24,6 +26,13 @@ MAX_CHUNK_BYTES = 16 * 1024 * 1024
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
 # each partition but for this limit.
 MAX_FETCH_BYTES = 8 * 1024 * 1024
+# While records come one after the other, Kafka answers when it has so many bytes or
+# after so long: an answer for each record would cost more than storing it. The first
+# after a pause is answered at once.
+LINGER_BYTES = 64 * 1024
+LINGER_MS = 8
+IDLE_MS = 1500
+PAUSE_SECONDS = 0.05
 # Leaving the group takes some ms, the rest of a fetch that waits for records 1.5 s.
 CLOSE_SECONDS = 2.0
 COMMIT_SECONDS = 2.0
@@ -53,6 +62,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # aiokafka's state of each partition when we sought in it. A rebalance makes
         # another, which stands at Kafka's committed offset until we seek again.
         self._sought: dict[TP, Any] = {}
+        self._took = -math.inf  # when there were chunks last, by the loop's time
         await super().on_start()
 
     async def on_thread_stop(self) -> None:
@@ -118,7 +128,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         timeout: float | None = None,
         max_records: int | None = None,
     ) -> Any:
-        """Return records by partition: for lane partitions a list of one chunk.
+        """Return records by partition: of a lane topic all chunks as those of one.
 
         Waits until something came, a chunk may be handed out again or the time is
         over. Called again and again also while there is no room, so that aiokafka
@@ -136,7 +146,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 if fetcher._subscriptions.reassignment_in_progress:
                     await fetcher._subscriptions.wait_for_assignment()
                 self._room.clear()
-                found: dict[TP, Any] = dict(self._take_chunks(fetcher, lane_tps))
+                found: dict[TP, Any] = self._take_chunks(fetcher, lane_tps)
+                self._linger(fetcher, loop.time(), bool(found))
                 if others:
                     # With no time to wait it returns at once.
                     found.update(
@@ -146,12 +157,21 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     )
                 if found or loop.time() >= deadline or fetcher._closed:
                     return found
-                if not await self._wait_for_more(fetcher, deadline - loop.time()):
-                    return {}
+                await self._wait_for_more(
+                    fetcher, min(deadline - loop.time(), PAUSE_SECONDS)
+                )
         return {}  # a rebalance has begun
 
-    async def _wait_for_more(self, fetcher: Any, seconds: float) -> bool:
-        """Wait for a fetch or for room; whether either came in time."""
+    def _linger(self, fetcher: Any, now: float, found: bool) -> None:
+        """Decide how long Kafka may wait for more, from the next request on."""
+        lingers = now - self._took < PAUSE_SECONDS
+        if found:
+            self._took = now
+        fetcher._fetch_min_bytes = LINGER_BYTES if lingers else 1
+        fetcher._fetch_max_wait_ms = LINGER_MS if lingers else IDLE_MS
+
+    async def _wait_for_more(self, fetcher: Any, seconds: float) -> None:
+        """Wait for a fetch or for room, no longer than that."""
         fetched = fetcher._create_fetch_waiter()
         room = asyncio.ensure_future(self._room.wait())
         try:
@@ -162,20 +182,19 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             )
             if fetched in done:
                 fetched.result()  # raises what the fetcher ran into
-            return bool(done)
         finally:
             fetched.cancel()
             room.cancel()
 
-    def _take_chunks(
-        self, fetcher: Any, tps: Iterable[TP]
-    ) -> Iterable[tuple[TP, list[Chunk]]]:
+    def _take_chunks(self, fetcher: Any, tps: Iterable[TP]) -> dict[TP, list[Chunks]]:
+        by_topic: defaultdict[str, list[Chunk]] = defaultdict(list)
         for tp in tps:
             if self.lane.has_room(tp):
                 chunk = self._take_chunk(fetcher, tp)
                 if chunk is not None:
                     self.lane.partitions[tp].waiting[chunk.position] = chunk.size
-                    yield tp, [chunk]
+                    by_topic[tp.topic].append(chunk)
+        return {chunks[0].tp: [Chunks(chunks)] for chunks in by_topic.values()}
 
     def _take_chunk(self, fetcher: Any, tp: TP) -> Chunk | None:
         """Take what was fetched for one partition, or None if that was nothing."""

@@ -28,15 +28,16 @@ COPY_BEATS = (
     " FROM STDIN WITH (FORMAT text)"
 )
 
-# One a session; emptied by each commit. It takes every beat, so that a row at fault
-# fails where it is inserted.
+# One a session; emptied by each commit, and here where a transaction has more batches
+# than one. It takes every beat, so that a row at fault fails where it is inserted.
 MAKE_STAGING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_beats (
     index INTEGER NOT NULL,
     customer_id TEXT NOT NULL,
     "timestamp" TIMESTAMPTZ NOT NULL,
     heart_rate INTEGER NOT NULL
-) ON COMMIT DELETE ROWS
+) ON COMMIT DELETE ROWS;
+DELETE FROM staged_beats
 """
 
 COPY_STAGED = (
@@ -136,6 +137,13 @@ def insert_beats(
     elsewhere = len(found.stored) + len(found.conflicts) + len(found.rejected)
     found.duplicate = len(beats) - elsewhere
     return found
+
+
+def insert_new_beats(connection: Connection, beats: Sequence[Heartbeat]) -> bool:
+    """Insert beats if all are new and valid; else insert none, and return False."""
+    cursor: Any = connection.connection.cursor()
+    with cursor:
+        return _copy_new(cursor, beats)
 
 
 def _copy_new(cursor: Any, beats: Sequence[Heartbeat]) -> bool:

@@ -1,15 +1,23 @@
-"""The dead letters, to look at; the worker's writer keeps them."""
+"""The dead letters: kept by the worker's writer, and to look at."""
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.dialects.postgresql import insert
 
+from heartbeat_app.batches import Batch, Refused
 from heartbeat_app.storage.tables import dead_letters
 from heartbeat_app.validation import Reason
+
+# PostgreSQL ends a session whose statement has 1 GB or more, for ever the same one. A
+# byte takes two characters, and some records of a megabyte fit into a small fetch.
+MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +101,69 @@ def get_letter(engine: Engine, letter_id: int) -> tuple[Letter, Contents] | None
 
 def _bytes(found: memoryview | bytes | None) -> bytes | None:
     return None if found is None else bytes(found)
+
+
+def insert_dead_letters(
+    connection: Connection, batch: Batch, refused: Sequence[Refused], now: datetime
+) -> None:
+    """Keep refused records as they were received, with the reason."""
+    if not refused:
+        return
+    rows = [
+        {
+            "topic": batch.topic,
+            "topic_id": batch.topic_id,
+            "partition": batch.partition,
+            "offset": each.record.offset,
+            "key": each.record.key,
+            "value": each.record.value,
+            "headers": [
+                # A name that is not UTF-8 came out of the lane as lone surrogates.
+                [
+                    _header_text(name.encode("utf-8", "surrogateescape")),
+                    _header_text(value),
+                ]
+                for name, value in each.record.headers
+            ],
+            "reason": each.refusal.reason.value,
+            "detail": each.refusal.detail,
+            "first_seen": now,
+        }
+        for each in refused
+    ]
+    statement = (
+        insert(dead_letters)
+        # There already only where a person had the partition read again.
+        .on_conflict_do_nothing(index_elements=["topic_id", "partition", "offset"])
+        # Without it SQLAlchemy sends every row in a statement of its own.
+        .returning(dead_letters.c.id)
+    )
+    for page in _pages(rows):
+        connection.execute(statement, page)
+
+
+def _pages(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The rows in parts that fit into a statement, each one whole."""
+    page: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        page.append(row)
+        size += len(row["key"] or b"") + len(row["value"] or b"")
+        if size >= MAX_STATEMENT_BYTES:
+            yield page
+            page, size = [], 0
+    if page:
+        yield page
+
+
+def _header_text(value: bytes | None) -> object:
+    """A header as JSON that PostgreSQL can hold: a text, or base64 where it is none."""
+    if value is None:
+        return None
+    try:
+        found = value.decode()
+    except UnicodeDecodeError:
+        found = "\x00"
+    if "\x00" in found:
+        return {"base64": base64.b64encode(value).decode()}
+    return found

@@ -20,20 +20,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection
 
 from heartbeat_app.batches import Batch, Refused
 from heartbeat_app.models import Record
-from heartbeat_app.storage.tables import erased_customers
+from heartbeat_app.storage.prepared import Prepared
 from heartbeat_app.validation import Reason, Refusal
 
 REFUSAL = Refusal(
     Reason.CUSTOMER_ERASED, "The customer was erased; what was received is not kept."
 )
 
-_c = erased_customers.c
-# Made once, since each batch asks it.
-READ = select(_c.id, _c.key, _c.digest).where(_c.id > bindparam("last")).order_by(_c.id)
+READ = Prepared(
+    "erasures_read",
+    ("BIGINT",),
+    "SELECT id, key, digest FROM erased_customers WHERE id > $1 ORDER BY id",
+)
 # Also where the rest is no JSON, or the object lies in another.
 _CUSTOMER_ID = re.compile(rb'"customer_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
@@ -76,7 +78,7 @@ def read(connection: Connection, known: Erased) -> Erased:
 
     Call it inside of the transaction that stores, before it inserts.
     """
-    rows = connection.execute(READ, {"last": known.last}).all()
+    rows = READ.execute(connection, known.last).all()
     if not rows:
         return known
     return Erased(

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, bindparam, func, select, update
+from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from heartbeat_app.exceptions import BooksError
+from heartbeat_app.storage.prepared import Prepared
 from heartbeat_app.storage.tables import partition_ledger as ledger
 
 COUNTED = ("consumed", "stored", "duplicate", "dead", "missing", "gap")
 
-# Made once: to put them together took a tenth of a small batch's time.
-_IS_ROW = (
-    ledger.c.topic_id == bindparam("of_topic_id"),
-    ledger.c.partition == bindparam("of_partition"),
+LOCK = Prepared(
+    "ledger_lock",
+    ("TEXT", "INTEGER"),
+    """
+    SELECT next_offset FROM partition_ledger
+    WHERE topic_id = $1 AND partition = $2
+    FOR UPDATE
+    """,
 )
-LOCK = select(ledger.c.next_offset).where(*_IS_ROW).with_for_update()
-BOOK = (
-    update(ledger)
-    .where(*_IS_ROW)
-    .values(
-        next_offset=bindparam("next_offset"),
-        end_offset=bindparam("end_offset"),
-        updated_at=func.clock_timestamp(),
-        **{name: ledger.c[name] + bindparam(f"more_{name}") for name in COUNTED},
-    )
+LOCK_FREE = Prepared(
+    "ledger_lock_free",
+    ("TEXT", "INTEGER[]"),
+    """
+    SELECT partition, next_offset FROM partition_ledger
+    WHERE topic_id = $1 AND partition = ANY ($2)
+    FOR UPDATE SKIP LOCKED
+    """,
+)
+BOOK = Prepared(
+    "ledger_book",
+    ("TEXT[]", "INTEGER[]", *["BIGINT[]"] * (2 + len(COUNTED))),
+    """
+    UPDATE partition_ledger AS old SET
+        next_offset = new.next_offset,
+        end_offset = new.end_offset,
+        updated_at = clock_timestamp(),
+        consumed = old.consumed + new.consumed,
+        stored = old.stored + new.stored,
+        duplicate = old.duplicate + new.duplicate,
+        dead = old.dead + new.dead,
+        missing = old.missing + new.missing,
+        gap = old.gap + new.gap
+    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS new (
+        topic_id, partition, next_offset, end_offset,
+        consumed, stored, duplicate, dead, missing, gap)
+    WHERE old.topic_id = new.topic_id AND old.partition = new.partition
+    """,
 )
 
 
@@ -69,41 +93,54 @@ def lock(connection: Connection, topic_id: str, partition: int) -> int | None:
 
     None where there is no row.
     """
-    row = {"of_topic_id": topic_id, "of_partition": partition}
-    offset: int | None = connection.scalar(LOCK, row)
+    offset: int | None = LOCK.execute(connection, topic_id, partition).scalar()
     return offset
 
 
-def book(
-    connection: Connection,
-    topic_id: str,
-    partition: int,
-    *,
-    next_offset: int,
-    end_offset: int,
-    counts: Mapping[str, int],
-) -> None:
-    """Add what a batch was, and move on; the row must be locked.
+def lock_free(
+    connection: Connection, topic_id: str, partitions: Collection[int]
+) -> dict[int, int]:
+    """Lock those of the rows that nobody holds; their next offsets.
 
-    Arguments:
+    It does not wait, so no two that lock several rows ever wait for each other.
+    """
+    rows = LOCK_FREE.execute(connection, topic_id, list(partitions))
+    return {row.partition: row.next_offset for row in rows}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What is added to a partition's row.
+
+    Attributes:
         counts: consumed, stored, duplicate, dead, missing and gap.
+    """
+
+    topic_id: str
+    partition: int
+    next_offset: int
+    end_offset: int
+    counts: Mapping[str, int]
+
+
+def book(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Add what batches were, and move on; the rows must be locked.
 
     Raises:
         BooksError: They do not add up.
     """
-    sorted_out = sum(counts[name] for name in ("stored", "duplicate", "dead"))
-    if counts["consumed"] != sorted_out or min(counts.values()) < 0:
-        raise BooksError(
-            f"A batch of {topic_id}[{partition}] up to {next_offset - 1} does not add "
-            f"up: {dict(counts)}. It was rolled back; please report this."
-        )
-    connection.execute(
-        BOOK,
-        {
-            "of_topic_id": topic_id,
-            "of_partition": partition,
-            "next_offset": next_offset,
-            "end_offset": end_offset,
-            **{f"more_{name}": counts[name] for name in COUNTED},
-        },
+    for each in entries:
+        counts = each.counts
+        sorted_out = sum(counts[name] for name in ("stored", "duplicate", "dead"))
+        if counts["consumed"] != sorted_out or min(counts.values()) < 0:
+            raise BooksError(
+                f"A batch of {each.topic_id}[{each.partition}] up to "
+                f"{each.next_offset - 1} does not add up: {dict(counts)}. It was "
+                "rolled back; please report this."
+            )
+    columns = ("topic_id", "partition", "next_offset", "end_offset")
+    BOOK.execute(
+        connection,
+        *([getattr(each, name) for each in entries] for name in columns),
+        *([each.counts[name] for each in entries] for name in COUNTED),
     )

@@ -8,6 +8,8 @@ from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Connection
 
+from heartbeat_app.storage.prepared import Prepared
+
 # From whole minute up to, not including, whole minute.
 Span = tuple[datetime, datetime]
 
@@ -24,7 +26,11 @@ CLOSE = 5 * MINUTE
 # touched, but a batch of years leaves a few hundred marks, and one a day.
 STEPS = 200
 
-INSERT = "INSERT INTO rollup_marks (since, until) VALUES (%s, %s)"
+INSERT = Prepared(
+    "marks_insert",
+    ("TIMESTAMPTZ[]", "TIMESTAMPTZ[]"),
+    "INSERT INTO rollup_marks (since, until) SELECT * FROM unnest($1, $2)",
+)
 
 
 def touched(timestamps: Sequence[datetime]) -> list[Span]:
@@ -95,5 +101,4 @@ def mark_spans(connection: Connection, spans: Iterable[Span]) -> None:
     """Mark these minutes."""
     marked = list(spans)
     if marked:
-        # Past SQLAlchemy's own layer, which takes as long as PostgreSQL does.
-        connection.exec_driver_sql(INSERT, marked)
+        INSERT.execute(connection, *map(list, zip(*marked, strict=True)))

@@ -1,5 +1,7 @@
 """One transaction per batch: beats, dead letters, what came in, and the ledger.
 
+Small batches of several partitions share one.
+
 1. make the partitions of the batch's days, in a transaction of their own
 2. lock the partition's row of the ledger
 3. compare: what lies below its next offset was stored before (the fence); a batch
@@ -14,27 +16,25 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
 import psycopg2
 from sqlalchemy import Connection, Engine, text
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
-from heartbeat_app.exceptions import LedgerWentBackError
+from heartbeat_app.exceptions import LedgerBusyError, LedgerWentBackError
 from heartbeat_app.storage import days, erasures, errors, ingest, ledger, marks
-from heartbeat_app.storage.beats import insert_beats
+from heartbeat_app.storage.beats import Inserted, insert_beats, insert_new_beats
+from heartbeat_app.storage.dead_letters import insert_dead_letters
 from heartbeat_app.storage.engine import Uses
-from heartbeat_app.storage.tables import dead_letters
 from heartbeat_app.validation import Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,6 @@ END_BLOCKERS = text(
     "SELECT pid, application_name, pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid = ANY(pg_blocking_pids(:pid)) AND usename = current_user"
 )
-
-# PostgreSQL ends a session whose statement has 1 GB or more, for ever the same one. A
-# byte takes two characters, and some records of a megabyte fit into a small fetch.
-MAX_STATEMENT_BYTES = 8 * 1024 * 1024
 
 DROPPED_DETAIL = (
     "Its day was dropped by the retention (RETENTION_DAYS), and does not come back."
@@ -93,8 +89,13 @@ class Written:
     missing: int = 0
     seconds: float = field(default=0.0, compare=False)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
-    delays: ingest.Delays | None = None
+    delays: ingest.Delays = ingest.NO_DELAYS
     rest: Batch | None = field(default=None, compare=False)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What the books count of it, but for the holes."""
+        return {name: getattr(self, name) for name in ingest.COUNTED}
 
 
 class Writer:
@@ -138,7 +139,7 @@ class Writer:
         part = batch.first(self._most.get(row, batch.records))
         began = time.monotonic()
         try:
-            written = self._try(part)
+            [written] = self._try([part])
         except LedgerWentBackError:
             raise
         except Exception:
@@ -161,24 +162,38 @@ class Writer:
             return written
         return replace(written, rest=batch.since(part.position))
 
-    def _try(self, batch: Batch) -> Written:
-        """Write a batch in one transaction."""
+    def write_together(self, batches: Sequence[Batch]) -> list[Written]:
+        """Store batches of several partitions of a topic in one transaction.
+
+        For small ones, where a transaction takes longer than what is in it.
+
+        Raises:
+            LedgerBusyError, LedgerWentBackError, sqlalchemy.exc.DBAPIError,
+            psycopg2.Error: Nothing was written; `write` each by itself.
+        """
+        if len(batches) == 1:
+            return [self.write(batches[0])]
+        return self._try(batches)
+
+    def _try(self, batches: Sequence[Batch]) -> list[Written]:
+        """Write batches of different partitions in one transaction."""
         try:
-            batch = self._make_days(batch)
-            self.signs_of_life[batch.topic, batch.partition] += 1
+            batches = [self._make_days(batch) for batch in batches]
+            self._show_life(batches)
             began = time.perf_counter()
             with self._engine.begin() as connection:
                 raw: Any = connection.connection.dbapi_connection
                 try:
-                    written = self._write(connection, batch)
+                    written = self._write(connection, batches)
                 except psycopg2.Error as error:
                     # SQLAlchemy knows nothing of COPY's errors. On a connection that
                     # is gone its rollback would fail and hide this one.
                     if raw.closed:
                         connection.invalidate(error)
                     raise
-            return replace(written, seconds=time.perf_counter() - began)
-        except LedgerWentBackError:
+            seconds = time.perf_counter() - began
+            return [replace(each, seconds=seconds) for each in written]
+        except (LedgerBusyError, LedgerWentBackError):
             raise
         except Exception as error:
             if errors.is_missing_day(error):
@@ -190,6 +205,10 @@ class Writer:
             self._engine.dispose()
             raise
         finally:
+            self._show_life(batches)
+
+    def _show_life(self, batches: Sequence[Batch]) -> None:
+        for batch in batches:
             self.signs_of_life[batch.topic, batch.partition] += 1
 
     def _make_days(self, batch: Batch) -> Batch:
@@ -214,83 +233,86 @@ class Writer:
             batch, new - made, Reason.TOO_MANY_DAYS, TOO_MANY_DAYS_DETAIL
         )
 
-    def _write(self, connection: Connection, batch: Batch) -> Written:
+    def _write(self, connection: Connection, batches: Sequence[Batch]) -> list[Written]:
         began = time.perf_counter()
-        next_offset = self._lock(connection, batch)
-        if next_offset is None or batch.asked > next_offset:
-            raise LedgerWentBackError(str(batch), batch.asked, next_offset)
-        if batch.position <= next_offset:
-            return Written()
-        batch = batch.since(next_offset)
-        records = batch.records
-        self._erased = erased = erasures.read(connection, self._erased)
-        batch = erasures.refuse(batch, erased)
-
-        row = batch.topic_id, batch.partition
-        inserted = insert_beats(
-            connection, batch.beats, look_first=row in self._repeating
-        )
-        # Beats that are sent again seldom come alone.
-        if inserted.duplicate or inserted.conflicts:
-            self._repeating.add(row)
-        else:
-            self._repeating.discard(row)
-        marks.mark(connection, inserted.stored)
-        refused = [
-            *batch.refused,
-            *(
-                Refused(batch.sources[index], Refusal(Reason.CONFLICT, CONFLICT_DETAIL))
-                for index in inserted.conflicts
-            ),
-            *(
-                Refused(batch.sources[index], Refusal(Reason.REJECTED_BY_DATABASE, why))
-                for index, why in inserted.rejected
-            ),
+        next_offsets = self._lock(connection, batches)
+        new = [
+            rest
+            for batch in batches
+            if (rest := _only_new(batch, next_offsets.get(batch.partition)))
         ]
+        if not new:
+            return [Written() for _ in batches]
+        self._erased = erased = erasures.read(connection, self._erased)
+        new = [erasures.refuse(batch, erased) for batch in new]
+        inserted = self._insert(connection, new)
+        marks.mark(connection, [each for one in inserted for each in one.stored])
 
         now = self._clock()
-        insert_dead_letters(connection, batch, refused, now)
-        counts = {
-            "consumed": records,
-            "stored": len(inserted.stored),
-            "duplicate": inserted.duplicate,
-            "dead": len(refused),
-        }
-        delays = ingest.Delays.of(inserted.stored, now)
+        written = {}
+        for batch, found in zip(new, inserted, strict=True):
+            refused = _all_refused(batch, found)
+            insert_dead_letters(connection, batch, refused, now)
+            written[batch.partition] = Written(
+                consumed=batch.records,
+                stored=len(found.stored),
+                duplicate=found.duplicate,
+                dead=len(refused),
+                missing=batch.missing,
+                reasons=Counter(each.refusal.reason for each in refused),
+                delays=ingest.Delays.of(found.stored, now),
+            )
         ingest.record(
             connection,
-            batch.topic_id,
-            batch.partition,
+            [_arrival(batch, written[batch.partition]) for batch in new],
             now,
-            counts=counts,
-            delays=delays,
             write_seconds=time.perf_counter() - began,
         )
-        holes = batch.position - batch.asked - records
         ledger.book(
-            connection,
-            batch.topic_id,
-            batch.partition,
-            next_offset=batch.position,
-            end_offset=batch.end_offset,
-            counts={
-                **counts,
-                "missing": batch.missing,
-                "gap": holes - batch.missing,
-            },
+            connection, [_entry(batch, written[batch.partition]) for batch in new]
         )
-        return Written(
-            consumed=records,
-            stored=len(inserted.stored),
-            duplicate=inserted.duplicate,
-            dead=len(refused),
-            missing=batch.missing,
-            reasons=Counter(each.refusal.reason for each in refused),
-            delays=delays,
-        )
+        return [written.get(batch.partition, Written()) for batch in batches]
 
-    def _lock(self, connection: Connection, batch: Batch) -> int | None:
-        """Lock the ledger's row; after a time-out before, end who blocks it."""
+    def _insert(
+        self, connection: Connection, batches: Sequence[Batch]
+    ) -> list[Inserted]:
+        """Insert the beats: all at once if they are new, else batch by batch."""
+        rows = [(batch.topic_id, batch.partition) for batch in batches]
+        if len(batches) > 1 and self._repeating.isdisjoint(rows):
+            beats = [beat for batch in batches for beat in batch.beats]
+            if insert_new_beats(connection, beats):
+                return [
+                    Inserted(stored=[beat.timestamp for beat in batch.beats])
+                    for batch in batches
+                ]
+        inserted = []
+        for row, batch in zip(rows, batches, strict=True):
+            found = insert_beats(
+                connection, batch.beats, look_first=row in self._repeating
+            )
+            # Beats that are sent again seldom come alone.
+            if found.duplicate or found.conflicts:
+                self._repeating.add(row)
+            else:
+                self._repeating.discard(row)
+            inserted.append(found)
+        return inserted
+
+    def _lock(
+        self, connection: Connection, batches: Sequence[Batch]
+    ) -> Mapping[int, int]:
+        """Lock the ledger's rows; the next offsets of those that there are."""
+        if len(batches) == 1:
+            next_offset = self._lock_one(connection, batches[0])
+            return {} if next_offset is None else {batches[0].partition: next_offset}
+        partitions = [batch.partition for batch in batches]
+        found = ledger.lock_free(connection, batches[0].topic_id, partitions)
+        if len(found) < len(batches):
+            raise LedgerBusyError(set(partitions) - found.keys())
+        return found
+
+    def _lock_one(self, connection: Connection, batch: Batch) -> int | None:
+        """Lock one row; after a time-out before, end who blocks it."""
         timer = None
         row = batch.topic_id, batch.partition
         if row in self._blocked:
@@ -328,6 +350,53 @@ class Writer:
             )
 
 
+def _only_new(batch: Batch, next_offset: int | None) -> Batch | None:
+    """The part of the batch that is not stored yet; None if all of it is.
+
+    Raises:
+        LedgerWentBackError: The batch does not follow what is stored.
+    """
+    if next_offset is None or batch.asked > next_offset:
+        raise LedgerWentBackError(str(batch), batch.asked, next_offset)
+    if batch.position <= next_offset:
+        return None
+    return batch.since(next_offset)
+
+
+def _all_refused(batch: Batch, inserted: Inserted) -> list[Refused]:
+    """What was refused before it came to the table, and there."""
+    conflict = Refusal(Reason.CONFLICT, CONFLICT_DETAIL)
+    return [
+        *batch.refused,
+        *(Refused(batch.sources[index], conflict) for index in inserted.conflicts),
+        *(
+            Refused(batch.sources[index], Refusal(Reason.REJECTED_BY_DATABASE, why))
+            for index, why in inserted.rejected
+        ),
+    ]
+
+
+def _arrival(batch: Batch, written: Written) -> ingest.Arrival:
+    return ingest.Arrival(
+        batch.topic_id, batch.partition, written.counts, written.delays
+    )
+
+
+def _entry(batch: Batch, written: Written) -> ledger.Entry:
+    holes = batch.position - batch.asked - batch.records
+    return ledger.Entry(
+        batch.topic_id,
+        batch.partition,
+        next_offset=batch.position,
+        end_offset=batch.end_offset,
+        counts={
+            **written.counts,
+            "missing": batch.missing,
+            "gap": holes - batch.missing,
+        },
+    )
+
+
 def _refuse_days(batch: Batch, wrong: set[date], reason: Reason, detail: str) -> Batch:
     """The batch with the beats of these days refused."""
     if not wrong:
@@ -338,69 +407,3 @@ def _refuse_days(batch: Batch, wrong: set[date], reason: Reason, detail: str) ->
         if beat.timestamp.astimezone(UTC).date() in wrong
     ]
     return refuse_beats(batch, indexes, reason, detail)
-
-
-def insert_dead_letters(
-    connection: Connection, batch: Batch, refused: Sequence[Refused], now: datetime
-) -> None:
-    """Keep refused records as they were received, with the reason."""
-    if not refused:
-        return
-    rows = [
-        {
-            "topic": batch.topic,
-            "topic_id": batch.topic_id,
-            "partition": batch.partition,
-            "offset": each.record.offset,
-            "key": each.record.key,
-            "value": each.record.value,
-            "headers": [
-                # A name that is not UTF-8 came out of the lane as lone surrogates.
-                [
-                    _header_text(name.encode("utf-8", "surrogateescape")),
-                    _header_text(value),
-                ]
-                for name, value in each.record.headers
-            ],
-            "reason": each.refusal.reason.value,
-            "detail": each.refusal.detail,
-            "first_seen": now,
-        }
-        for each in refused
-    ]
-    statement = (
-        insert(dead_letters)
-        # There already only where a person had the partition read again.
-        .on_conflict_do_nothing(index_elements=["topic_id", "partition", "offset"])
-        # Without it SQLAlchemy sends every row in a statement of its own.
-        .returning(dead_letters.c.id)
-    )
-    for page in _pages(rows):
-        connection.execute(statement, page)
-
-
-def _pages(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The rows in parts that fit into a statement, each one whole."""
-    page: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        page.append(row)
-        size += len(row["key"] or b"") + len(row["value"] or b"")
-        if size >= MAX_STATEMENT_BYTES:
-            yield page
-            page, size = [], 0
-    if page:
-        yield page
-
-
-def _header_text(value: bytes | None) -> object:
-    """A header as JSON that PostgreSQL can hold: a text, or base64 where it is none."""
-    if value is None:
-        return None
-    try:
-        found = value.decode()
-    except UnicodeDecodeError:
-        found = "\x00"
-    if "\x00" in found:
-        return {"base64": base64.b64encode(value).decode()}
-    return found

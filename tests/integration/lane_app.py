@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ app = LaneApp(
 )
 chunks = app.topic(
     NAME,
-    schema=LaneSchema(decode=lambda chunk: chunk, encode=lambda value: value),
+    schema=LaneSchema(encode=lambda value: value),
 )
 singles = app.topic(f"{NAME}-singles", value_type=bytes, value_serializer="raw")
 failures = OPTIONS.get("failures", 0)
@@ -95,8 +95,11 @@ async def store_chunks(stream: Any) -> None:
     await consume(stream, lane, store)
 
 
-async def store(chunk: Chunk) -> None:
+async def store(chunks: Sequence[Chunk]) -> None:
     global failures
+    if len(chunks) > 1:
+        raise RuntimeError("one by one")  # a file has no transactions
+    [chunk] = chunks
     if failures:
         failures -= 1
         raise RuntimeError("told to fail")

@@ -339,7 +339,7 @@ def test_the_timer_runs_on_one_worker_and_says_what_it_sent(
     for moment, rates in rounds[:3]:
         assert rates == [beat.heart_rate for beat in customers.beats(moment)]
     assert f"Sent 50 heartbeats {topic.name}[0]@0-" in first.log()
-    assert f"heartbeats {topic.name}[0]@0-" in first.log().partition("Stored")[2]
+    assert f": {topic.name}[0]@0-" in first.log().partition("Stored")[2]
 
     sending[0].kill()
     (survivor,) = {first, second} - set(sending)

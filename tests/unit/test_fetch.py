@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,14 @@ from aiokafka.structs import TopicPartition
 from faust.types import TP
 
 from heartbeat_app.lane import Chunk, Lane
-from heartbeat_app.lane.fetch import LaneThread, Start
+from heartbeat_app.lane.fetch import (
+    IDLE_MS,
+    LINGER_BYTES,
+    LINGER_MS,
+    PAUSE_SECONDS,
+    LaneThread,
+    Start,
+)
 from heartbeat_app.lane.records import FetchedRecords
 
 BEATS = TP("beats", 0)
@@ -146,3 +154,25 @@ async def test_what_a_seek_overtook_is_dropped(reader: Reader) -> None:
     await reader.seek(90)
     assert reader.take() is None
     assert not reader.fetcher._records  # so that it is fetched again
+
+
+async def test_kafka_waits_for_more_only_while_records_keep_coming(
+    reader: Reader,
+) -> None:
+    """The first after a pause is answered at once, and a pause costs no requests."""
+
+    def asked() -> tuple[int, int]:
+        fetcher = reader.fetcher
+        return fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms
+
+    at_once, lingering = (1, IDLE_MS), (LINGER_BYTES, LINGER_MS)
+    reader.thread._took = -math.inf
+    reader.thread._linger(reader.fetcher, 100.0, found=True)
+    assert asked() == at_once
+    for now in (100.01, 100.02):
+        reader.thread._linger(reader.fetcher, now, found=True)
+        assert asked() == lingering
+    reader.thread._linger(reader.fetcher, 100.03, found=False)
+    assert asked() == lingering
+    reader.thread._linger(reader.fetcher, 100.02 + 2 * PAUSE_SECONDS, found=False)
+    assert asked() == at_once

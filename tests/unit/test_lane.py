@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from faust.exceptions import DecodeError, ValueDecodeError
 from faust.types import TP
 
-from heartbeat_app.exceptions import LaneError
 from heartbeat_app.lane import Lane, LaneSchema
 from heartbeat_app.lane.lane import MAX_ID_AGE_SECONDS, MAX_WAITING_BYTES
 
@@ -77,21 +74,7 @@ def test_only_its_own_topics_belong_to_it(lane: Lane) -> None:
     assert lane.of([ZERO, TP("other", 0)]) == {ZERO}
 
 
-@pytest.mark.parametrize("error", [ValueDecodeError("no"), ValueError("no")])
-def test_a_decoder_that_raises_is_not_a_decode_error(error: Exception) -> None:
-    """For Faust's decode errors it acknowledges the message and drops it."""
-
-    def decode(chunk: object) -> None:
-        raise error
-
-    schema: Any = LaneSchema(decode=decode, encode=bytes)
-    with pytest.raises(LaneError) as raised:
-        schema.loads_value(None, SimpleNamespace(value="heartbeats[0]@0-9"))
-    assert not isinstance(raised.value, DecodeError)
-    assert "heartbeats[0]@0-9" in str(raised.value)
-
-
 def test_values_are_encoded_and_bytes_go_out_as_they_are() -> None:
-    schema: Any = LaneSchema(decode=lambda chunk: chunk, encode=lambda v: b"<%d>" % v)
+    schema: Any = LaneSchema(encode=lambda v: b"<%d>" % v)
     assert schema.dumps_value(None, 7, headers=None)[0] == b"<7>"
     assert schema.dumps_value(None, b"as it is", headers=None)[0] == b"as it is"

@@ -37,6 +37,13 @@ ALLOWED = {
         "SELECT_KNOWN.format(days=' OR '.join([ON_THAT_DAY] * len(some)))",
     ): "as many times the same condition as there are days, whose bounds are "
     "parameters",
+    **{
+        (
+            "heartbeat_app/storage/prepared.py",
+            f"self._{part}",
+        ): "of a statement that is written down where it is made, see below"
+        for part in ("prepare", "execute")
+    },
 }
 
 
@@ -143,6 +150,60 @@ def test_sql_is_written_down(path: Path) -> None:
         assert "SQL(statement).format(" in path.read_text()
     else:
         assert found == []
+
+
+def prepared(source: str) -> tuple[list[ast.Call], list[ast.Call]]:
+    """What is made of `Prepared`, and those of it that are written down."""
+
+    def is_prepared(node: ast.AST | None) -> bool:
+        return (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "Prepared"
+        )
+
+    tree = ast.parse(source)
+    calls = [node for node in ast.walk(tree) if is_prepared(node)]
+    written = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and is_prepared(node.value)
+    ]
+    return (
+        [node for node in calls if isinstance(node, ast.Call)],
+        [
+            node
+            for node in written
+            if isinstance(node, ast.Call)
+            and not node.keywords
+            and len(node.args) == 3
+            and is_constant(node.args[0])
+            and is_constant(node.args[2])
+        ],
+    )
+
+
+def test_statements_to_prepare_are_written_down() -> None:
+    count = 0
+    for path in SOURCES:
+        calls, written = prepared(path.read_text())
+        assert calls == [] or len(calls) == len(written), path
+        count += len(calls)
+    assert count >= 6
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "A = Prepared('a', ('TEXT',), f'SELECT {b}')",
+        "A = Prepared(name, ('TEXT',), 'SELECT 1')",
+        "A = Prepared('a', ('TEXT',), sql=given)",
+        "def f(): return Prepared('a', (), 'SELECT 1')",
+    ],
+)
+def test_a_statement_that_is_not_written_down_is_found(source: str) -> None:
+    calls, written = prepared(source)
+    assert len(calls) > len(written)
 
 
 def test_what_is_allowed_is_still_there() -> None:

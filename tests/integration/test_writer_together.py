@@ -1,0 +1,124 @@
+"""Small batches of several partitions share a transaction, or none of it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import Engine, event, text
+
+from heartbeat_app.batches import Batch
+from heartbeat_app.exceptions import LedgerBusyError, LedgerWentBackError
+from heartbeat_app.storage.ledger import PostgresLedger
+from heartbeat_app.storage.writer import Writer, Written
+from tests.storing import TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def three_books(engine: Engine) -> None:
+    PostgresLedger(engine).open(TOPIC, TOPIC_ID, {0: 0, 1: 0, 2: 0})
+
+
+def three(first: int = 0) -> list[Batch]:
+    """Of three partitions, two beats and one that is refused in each."""
+    return [
+        batch_of(
+            [*beats(2, first=first, customer=f"c{partition}"), None],
+            asked=first // 2 * 3,
+            partition=partition,
+        )
+        for partition in range(3)
+    ]
+
+
+def whats(written: Sequence[Written]) -> list[tuple[int, int, int]]:
+    return [(each.stored, each.duplicate, each.dead) for each in written]
+
+
+def test_batches_of_several_partitions_share_a_transaction(
+    writer: Writer, kept: Kept, engine: Engine
+) -> None:
+    assert whats(writer.write_together(three())) == [(2, 0, 1)] * 3
+    assert whats(writer.write_together(three(first=2))) == [(2, 0, 1)] * 3
+    for partition in range(3):
+        assert kept.book(partition).next_offset == 6
+        assert kept.book(partition).stored == 4
+    with engine.connect() as connection:
+        transactions = connection.scalar(
+            text("SELECT count(DISTINCT xmin::TEXT) FROM heartbeats")
+        )
+        arrived = connection.execute(
+            text(
+                "SELECT sum(batches), sum(consumed), sum(stored), sum(dead)"
+                " FROM ingest_minute WHERE partition = 1"
+            )
+        ).one()
+    assert transactions == 2
+    assert tuple(arrived) == (2, 6, 4, 2)
+
+
+def test_a_statement_is_planned_once_a_session(writer: Writer) -> None:
+    seen: list[str] = []
+    listen = lambda _, cursor, statement, *more: seen.append(statement)  # noqa: E731
+    event.listen(writer._engine, "before_cursor_execute", listen)
+    for first in (0, 2, 4):
+        writer.write_together(three(first))
+    prepared = [each for each in seen if each.startswith("PREPARE")]
+    assert len(prepared) == len(set(prepared)) > 3
+    assert sum(each.startswith("EXECUTE ledger_book") for each in seen) == 3
+
+
+def test_what_was_stored_before_stays_as_it_is(writer: Writer, kept: Kept) -> None:
+    one, two, three_ = three()
+    writer.write(two)
+    before = kept.book(1)
+    written = writer.write_together([one, two, three_])
+    assert whats(written) == [(2, 0, 1), (0, 0, 0), (2, 0, 1)]
+    assert kept.book(1) == before
+    assert whats(writer.write_together([one, two, three_])) == [(0, 0, 0)] * 3
+
+
+def test_of_several_the_part_that_is_new_is_stored(writer: Writer, kept: Kept) -> None:
+    writer.write(batch_of(beats(2, customer="c1"), partition=1))
+    longer = batch_of(beats(5, customer="c1"), partition=1)
+    assert whats(writer.write_together([three()[0], longer])) == [(2, 0, 1), (3, 0, 0)]
+    assert kept.book(1).next_offset == 5
+
+
+def test_duplicates_and_conflicts_are_those_of_their_partition(
+    writer: Writer, kept: Kept
+) -> None:
+    writer.write(batch_of([beat("there")]))
+    written = writer.write_together(
+        [
+            batch_of([beat("there"), beat("new")], asked=1),
+            batch_of([beat("there", rate=99), beat("b")], partition=1),
+            batch_of([beat("b"), beat("c")], partition=2),
+        ]
+    )
+    assert whats(written) == [(1, 1, 0), (1, 0, 1), (1, 1, 0)]
+    assert kept.beats() == rows_of([beat("there"), beat("new"), beat("b"), beat("c")])
+
+
+def test_a_row_that_is_held_is_not_waited_for(
+    writer: Writer, kept: Kept, engine: Engine
+) -> None:
+    """Whoever holds it must not hold up the other partitions."""
+    before = kept.everything()
+    with engine.begin() as other:
+        other.execute(text("SELECT 1 FROM partition_ledger WHERE partition = 1"
+                           " FOR UPDATE"))  # fmt: skip
+        with pytest.raises(LedgerBusyError, match=r"\[1\]"):
+            writer.write_together(three())
+        assert kept.everything() == before
+        assert writer.write(three()[0]).stored == 2
+
+
+def test_a_ledger_that_went_back_stops_all_of_them(writer: Writer, kept: Kept) -> None:
+    before = kept.everything()
+    one, two, _ = three()
+    with pytest.raises(LedgerWentBackError):
+        writer.write_together([one, two, batch_of([beat()], asked=4, partition=2)])
+    assert kept.everything() == before
