@@ -45,6 +45,7 @@ MAX_RAW_SPAN = timedelta(hours=1)
 DAYS_A_QUERY = 50
 
 ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
+END = datetime(9999, 12, 31, tzinfo=UTC)
 
 # One descent into the index for each customer and day, however many beats they have.
 # The days are whole ones: inside of one the index would be read on for as long as a
@@ -62,6 +63,26 @@ WITH RECURSIVE found AS (
         SELECT customer_id FROM heartbeats
         WHERE "timestamp" >= :since AND "timestamp" < :until
           AND customer_id > found.customer_id
+        ORDER BY customer_id LIMIT 1
+    ) AS next
+    WHERE number < :limit
+)
+SELECT customer_id FROM found
+""")
+
+# The same of those that are rolled up: a descent for each customer and month.
+CUSTOMERS_ROLLED_UP = text("""
+WITH RECURSIVE found AS (
+    SELECT customer_id, 1 AS number FROM (
+        SELECT customer_id FROM heartbeats_hour
+        WHERE customer_id > :after
+        ORDER BY customer_id LIMIT 1
+    ) AS first
+    UNION ALL
+    SELECT next.customer_id, number + 1
+    FROM found CROSS JOIN LATERAL (
+        SELECT customer_id FROM heartbeats_hour
+        WHERE customer_id > found.customer_id
         ORDER BY customer_id LIMIT 1
     ) AS next
     WHERE number < :limit
@@ -184,17 +205,19 @@ class Latest:
 
 
 def list_customers(engine: Engine, *, after: str, limit: int) -> list[str]:
-    """The ids that have beats and come after `after`, in the database's order."""
-    found: list[str] = []
+    """The ids that have beats and come after `after`, in the database's order.
+
+    Also those of whom nothing is kept but hours.
+    """
+    values: dict[str, object] = {"after": after, "limit": limit}
     with _connected(engine) as connection:
-        spans = list(_spans(connection, ORIGIN, datetime.max.replace(tzinfo=UTC)))
-        for since, until in _in_time(spans):
-            values = {"since": since, "until": until, "after": after, "limit": limit}
-            found.extend(connection.scalars(CUSTOMERS, values))
-        if len(spans) > 1:
-            merged = connection.scalars(MERGE, {"ids": found, "limit": limit})
-            found = list(merged)
-    return found
+        # The marks first: what is rolled up after that is found in either way.
+        counted = list(_not_rolled_up(connection, ORIGIN, END, STEPS["day"]))
+        found = list(connection.scalars(CUSTOMERS_ROLLED_UP, values))
+        for since, until in _in_time(counted):
+            span = {"since": since, "until": until}
+            found.extend(connection.scalars(CUSTOMERS, {**values, **span}))
+        return list(connection.scalars(MERGE, {"ids": found, "limit": limit}))
 
 
 def list_latest(

@@ -67,16 +67,36 @@ def in_order(kept: Kept, ids: set[str]) -> list[str]:
     return [row[0] for row in found]
 
 
+def roll_up(engine: Engine) -> None:
+    """Work out all that is marked."""
+    while not Job(engine).run_pass():
+        pass
+
+
+ROLLED_UP = ["nothing", "some", "all", "all, and dropped"]
+
+
+@pytest.mark.parametrize("rolled_up", ROLLED_UP)
 @pytest.mark.parametrize("days_a_query", [1, 2, 50])
 def test_the_pages_of_customers_hold_each_once(
     writer: Writer,
     kept: Kept,
+    engine: Engine,
     asking: Engine,
     monkeypatch: pytest.MonkeyPatch,
     days_a_query: int,
+    rolled_up: str,
 ) -> None:
     monkeypatch.setattr(history, "DAYS_A_QUERY", days_a_query)
     beats = stored(writer, scattered(days=5, count=60))
+    if rolled_up != "nothing":
+        roll_up(engine)
+    if rolled_up == "some":
+        late = [beat("new", 90), beat("newer", 3 * 86_400), beat("a", 91)]
+        writer.write(batch_of(late, asked=60))
+        beats = [*beats, *late]
+    if rolled_up == "all, and dropped":
+        kept.do("DELETE FROM heartbeats")
     expected = in_order(kept, {each.customer_id for each in beats})
     for limit in (1, 5, 1_000):
         found: list[str] = []
@@ -118,13 +138,7 @@ def test_the_latest_beat_is_that_of_each_customer_who_has_one_since_then(
         assert found == expected
 
 
-def roll_up(engine: Engine) -> None:
-    """Work out all that is marked."""
-    while not Job(engine).run_pass():
-        pass
-
-
-@pytest.mark.parametrize("rolled_up", ["nothing", "some", "all", "all, and dropped"])
+@pytest.mark.parametrize("rolled_up", ROLLED_UP)
 @pytest.mark.parametrize("days_a_query", [1, 50])
 def test_a_bucket_is_what_its_beats_are(
     writer: Writer,
@@ -352,9 +366,8 @@ def test_a_customers_hours_open_one_day_and_read_the_index(
     assert pages_read(plan) < 200, "of 14,400 rows on that day"
 
 
-def test_a_customers_month_opens_its_roll_ups_and_reads_the_index(
-    filled: Engine,
-) -> None:
+@pytest.fixture
+def filled_roll_ups(filled: Engine) -> Engine:
     with filled.begin() as connection:
         for month in (BEGIN, BEGIN + 31 * DAY):
             connection.execute(select(func.make_rollup_month(month.date())))
@@ -362,9 +375,15 @@ def test_a_customers_month_opens_its_roll_ups_and_reads_the_index(
             connection.execute(text(ROLL_UP.format(table=table, unit=unit)))
     with filled.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE heartbeats_minute, heartbeats_hour"))
+    return filled
+
+
+def test_a_customers_month_opens_its_roll_ups_and_reads_the_index(
+    filled_roll_ups: Engine,
+) -> None:
     for step, width in STEPS.items():
         values = {**SPAN, "until": SPAN["since"] + 10 * width}
-        plan = explain(filled, history.ROLLED_UP[step], **values)
+        plan = explain(filled_roll_ups, history.ROLLED_UP[step], **values)
         opened, ways = scans(plan)
         table = "minute" if step == "minute" else "hour"
         assert opened == {f"heartbeats_{table}_2026_01"}
@@ -380,10 +399,25 @@ def test_a_page_of_customers_is_a_step_a_customer_and_day(filled: Engine) -> Non
     assert ways <= {"Index Scan", "Index Only Scan"}
     # A descent is two or three pages; all rows are 3,000 of them and 432,000 entries.
     assert pages_read(plan) < 5 * (CUSTOMERS + 1) * DAYS
-    assert list_customers(filled, after="customer-5", limit=2) == [
-        "customer-6",
-        "customer-7",
-    ]
+
+
+def test_a_page_of_customers_is_a_step_a_customer_and_month(
+    filled_roll_ups: Engine,
+) -> None:
+    plan = explain(
+        filled_roll_ups, history.CUSTOMERS_ROLLED_UP, after="", limit=CUSTOMERS
+    )
+    opened, ways = scans(plan)
+    assert opened == {"heartbeats_hour_2026_01", "heartbeats_hour_2026_02"}
+    assert ways <= {"Index Scan", "Index Only Scan"}
+    assert pages_read(plan) < 5 * (CUSTOMERS + 1) * 2
+    # And no day, since none is marked.
+    with filled_roll_ups.connect() as connection:
+        connection.execute(text("BEGIN; LOCK TABLE heartbeats_2026_01_01"))
+        assert list_customers(filled_roll_ups, after="customer-5", limit=2) == [
+            "customer-6",
+            "customer-7",
+        ]
 
 
 def test_the_latest_beats_open_only_the_days_since_then(filled: Engine) -> None:
