@@ -726,9 +726,10 @@ def test_errors_hold_no_password_and_no_customer(
     settings: Settings, kept: Kept, make_writer: MakeWriter
 ) -> None:
     writer = make_writer()
+    writer.write(batch_of([beat()]))  # so that all is prepared
     kept.do("ALTER TABLE ingest_minute RENAME TO elsewhere")
     error = assert_fails(
-        lambda: writer.write(batch_of([beat("secret customer"), None]))
+        lambda: writer.write(batch_of([beat("secret customer"), None], asked=1))
     )
     assert settings.postgresql_password not in str(error)
     assert "secret customer" not in str(error)
