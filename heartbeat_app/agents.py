@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -125,16 +125,30 @@ summary = Summary()
 
 
 async def store(chunks: Sequence[Chunk]) -> None:
-    """Store chunks of different partitions, in one of the writers' threads.
+    """Store chunks of different partitions.
 
     Raises:
         Rewind: The ledger went back; nothing more was written.
     """
-    writing = app.writing.submit(store_now, chunks)
+    try:
+        rest = await in_a_writer(chunks, decode_and_write, chunks)
+        while rest:  # in its turn: the other partitions have theirs
+            rest = await in_a_writer(chunks, write, rest)
+    except LedgerWentBackError as error:
+        raise Rewind(str(error)) from error
+    finally:
+        summary.tell_soon()
+
+
+async def in_a_writer(
+    chunks: Sequence[Chunk], work: Callable[[Any], list[Batch]], given: Any
+) -> list[Batch]:
+    """Do work on these chunks in one of the writers' threads."""
+    writing = app.writing.submit(work, given)
     for chunk in chunks:
         app.writes[chunk.tp] = writing
     try:
-        await asyncio.shield(asyncio.wrap_future(writing))
+        return await asyncio.shield(asyncio.wrap_future(writing))
     except asyncio.CancelledError:
         if not writing.cancel():  # it has begun
             await asyncio.wait(
@@ -147,23 +161,22 @@ async def store(chunks: Sequence[Chunk]) -> None:
             )
             app.writer.uses.break_off()
         raise
-    except LedgerWentBackError as error:
-        raise Rewind(str(error)) from error
-    finally:
-        summary.tell_soon()
 
 
-def store_now(chunks: Sequence[Chunk]) -> None:
-    """Write chunks in one transaction, or one in parts; count what is stored."""
-    rest = [decode(chunk) for chunk in chunks]
-    while rest:
-        try:
-            written = app.writer.write_together(rest)
-        except Exception as error:
-            app.metrics.count_retry(error)
-            raise
-        app.metrics.count_transaction(written[0].seconds)
-        for batch, each in zip(rest, written, strict=True):
-            app.metrics.count(batch.topic, batch.partition, each)
-            summary.add(batch, each)
-        rest = [each.rest for each in written if each.rest is not None]
+def decode_and_write(chunks: Sequence[Chunk]) -> list[Batch]:
+    """Decode chunks, and write them."""
+    return write([decode(chunk) for chunk in chunks])
+
+
+def write(batches: Sequence[Batch]) -> list[Batch]:
+    """Write batches in one transaction, and count what is stored; returns the rest."""
+    try:
+        written = app.writer.write_together(batches)
+    except Exception as error:
+        app.metrics.count_retry(error)
+        raise
+    app.metrics.count_transaction(written[0].seconds)
+    for batch, each in zip(batches, written, strict=True):
+        app.metrics.count(batch.topic, batch.partition, each)
+        summary.add(batch, each)
+    return [each.rest for each in written if each.rest is not None]

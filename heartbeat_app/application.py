@@ -27,6 +27,7 @@ from tenacity import (
 )
 
 from heartbeat_app.access import Access
+from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
@@ -81,7 +82,7 @@ class HeartbeatApp(LaneApp):
         self.questions = Questions(settings, "api", threads=ASKING_THREADS)
         self.writing = ThreadPoolExecutor(WRITING_THREADS, thread_name_prefix="writer")
         # The last write of each partition, which may still wait for its turn.
-        self.writes: dict[TP, Future[None]] = {}
+        self.writes: dict[TP, Future[list[Batch]]] = {}
         super().__init__(
             settings.kafka_group_id,
             lane=Lane(

@@ -6,8 +6,6 @@ password or a record's contents.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import click
 
 
@@ -64,17 +62,11 @@ class LedgerWentBackError(StorageError):
         )
 
 
-class LedgerBusyError(StorageError):
-    """Somebody else holds rows of the ledger, or there are none; nothing was written.
+class ApartError(StorageError):
+    """Batches cannot share a transaction; nothing was written.
 
-    Partition by partition they are waited for.
+    Each is to be written by itself.
     """
-
-    def __init__(self, partitions: Collection[int]) -> None:
-        super().__init__(
-            f"The ledger's rows of the partitions {sorted(partitions)} are not free; "
-            "each partition is written by itself."
-        )
 
 
 class TooManyBeatsError(StorageError):

@@ -93,7 +93,7 @@ class Metrics:
         )
         self._transaction = Histogram(
             "heartbeat_app_transaction_seconds",
-            "What a transaction took that stored a batch, or several small ones, its "
+            "What a batch's transaction took, or that of several small ones, its "
             "commit included.",
             buckets=TRANSACTION_BOUNDS_SECONDS,
             registry=self.registry,

@@ -7,8 +7,10 @@ import logging
 import random
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
+from aiokafka.errors import IllegalStateError
 from faust import Stream
 from faust.types import TP, StreamT
 
@@ -48,9 +50,13 @@ async def consume(stream: StreamT[Any], lane: Lane, handle: Handle) -> None:
     async with asyncio.TaskGroup() as tasks:
         turns = _Turns(consumer, lane, handle, tasks)
         # A stream that acknowledges by itself counts all as stored, past the consumer.
-        async for event in cast(Stream[Any], stream).noack().events():
-            turns.add(event.value)
-            event.ack()
+        try:
+            async for event in cast(Stream[Any], stream).noack().events():
+                turns.add(event.value)
+                event.value.clear()  # Faust keeps the last event, and so all in it
+                event.ack()
+        finally:
+            turns.end()
 
 
 class _Turns:
@@ -67,6 +73,7 @@ class _Turns:
         # Of these one is being handled.
         self._busy: set[TP] = set()
         self._small_ones: asyncio.Task[None] | None = None
+        self._has_ended = False
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Add those that came, behind the others of their partitions."""
@@ -74,8 +81,14 @@ class _Turns:
             self._waiting[chunk.tp].append(chunk)
         self._go_on()
 
+    def end(self) -> None:
+        """Start nothing any more."""
+        self._has_ended = True
+
     def _go_on(self) -> None:
         """Start whatever can be started."""
+        if self._has_ended:
+            return
         small = []
         for tp, chunks in self._waiting.items():
             if not chunks or tp in self._busy:
@@ -96,7 +109,7 @@ class _Turns:
 
     def _let_the_next_go(self, task: asyncio.Task[None]) -> None:
         """Small ones wait for those before them, but not for ever."""
-        if self._small_ones is task and not task.cancelled():
+        if self._small_ones is task:
             self._small_ones = None
             self._go_on()
 
@@ -128,7 +141,8 @@ class _Turns:
                 await self._handle([chunk])
             except Rewind as why:
                 log.warning("%s", why)
-                await self._consumer.restart_at_ledger({chunk.tp})
+                with suppress(IllegalStateError):  # taken away meanwhile
+                    await self._consumer.restart_at_ledger({chunk.tp})
                 break
             except Exception as error:  # noqa: BLE001 (see consume)
                 failures += 1

@@ -49,7 +49,7 @@ class Chunk:
         return f"{self.topic}[{self.partition}]@{self.asked}-{self.position - 1}"
 
 
-class Chunks(tuple[Chunk, ...]):
+class Chunks(list[Chunk]):
     """What the lane hands to an agent as one message: a topic's chunks of one fetch.
 
     Of each partition one at most. A message for each would cost Faust more time, while

@@ -24,18 +24,15 @@ from sqlalchemy import Connection
 
 from heartbeat_app.batches import Batch, Refused
 from heartbeat_app.models import Record
-from heartbeat_app.storage.prepared import Prepared
 from heartbeat_app.validation import Reason, Refusal
 
 REFUSAL = Refusal(
     Reason.CUSTOMER_ERASED, "The customer was erased; what was received is not kept."
 )
 
-READ = Prepared(
-    "erasures_read",
-    ("BIGINT",),
-    "SELECT id, key, digest FROM erased_customers WHERE id > $1 ORDER BY id",
-)
+# Not prepared: EXECUTE takes its snapshot before it waits for the table's lock, and
+# would not see the erasure that it waited for.
+READ = "SELECT id, key, digest FROM erased_customers WHERE id > %s ORDER BY id"
 # Also where the rest is no JSON, or the object lies in another.
 _CUSTOMER_ID = re.compile(rb'"customer_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
@@ -78,7 +75,7 @@ def read(connection: Connection, known: Erased) -> Erased:
 
     Call it inside of the transaction that stores, before it inserts.
     """
-    rows = READ.execute(connection, known.last).all()
+    rows = connection.exec_driver_sql(READ, (known.last,)).all()
     if not rows:
         return known
     return Erased(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -320,7 +320,7 @@ def _read_beats(
 ) -> list[Beat]:
     """One more than MAX_POINTS where there are more."""
     found: list[Beat] = []
-    for first, end in _in_time(_spans(connection, since, until)):
+    for first, end in _in_time(_spans(days.existing_days(connection), since, until)):
         values = {
             "customer_id": customer_id,
             "since": first,
@@ -369,8 +369,9 @@ def _not_rolled_up(
         widen(each.since, each.until, whole)
         for each in read_marks(connection, since, until)
     )
+    existing = days.existing_days(connection) if wide else set()
     for first, end in wide:
-        yield from _spans(connection, max(since, first), min(until, end))
+        yield from _spans(existing, max(since, first), min(until, end))
 
 
 def _is_in(spans: Sequence[Span], instant: datetime) -> bool:
@@ -379,12 +380,14 @@ def _is_in(spans: Sequence[Span], instant: datetime) -> bool:
     return place >= 0 and instant < spans[place][1]
 
 
-def _spans(connection: Connection, since: datetime, until: datetime) -> Iterator[Span]:
+def _spans(
+    existing: Collection[date], since: datetime, until: datetime
+) -> Iterator[Span]:
     """The span cut into some that have few enough days each; where there are any."""
     there = iter(
         sorted(
             day
-            for day in days.existing_days(connection)
+            for day in existing
             if _midnight(day) < until and _midnight(day + timedelta(days=1)) > since
         )
     )

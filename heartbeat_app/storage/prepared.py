@@ -2,6 +2,9 @@
 
 While beats come one by one there are a hundred transactions a second, and planning
 their statements takes longer than running them. psycopg2 prepares nothing by itself.
+
+Not for a statement that must see what it waited for: EXECUTE takes its snapshot before
+the locks of its tables.
 """
 
 from __future__ import annotations

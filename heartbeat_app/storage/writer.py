@@ -30,7 +30,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
-from heartbeat_app.exceptions import LedgerBusyError, LedgerWentBackError
+from heartbeat_app.exceptions import ApartError, LedgerWentBackError
 from heartbeat_app.storage import days, erasures, errors, ingest, ledger, marks
 from heartbeat_app.storage.beats import Inserted, insert_beats, insert_new_beats
 from heartbeat_app.storage.dead_letters import insert_dead_letters
@@ -115,6 +115,8 @@ class Writer:
         self._known_days: set[date] = set()
         # Partitions whose row of the ledger was locked for too long.
         self._blocked: set[tuple[str, int]] = set()
+        # Those of them that were found locked at once.
+        self._held: set[tuple[str, int]] = set()
         # Partitions whose last batch held beats that were there already.
         self._repeating: set[tuple[str, int]] = set()
         self._erased = erasures.Erased()
@@ -135,7 +137,7 @@ class Writer:
             sqlalchemy.exc.DBAPIError, psycopg2.Error: Nothing was written, but the
                 same batch may be tried again.
         """
-        row = batch.topic_id, batch.partition
+        row = _row(batch)
         part = batch.first(self._most.get(row, batch.records))
         began = time.monotonic()
         try:
@@ -168,12 +170,27 @@ class Writer:
         For small ones, where a transaction takes longer than what is in it.
 
         Raises:
-            LedgerBusyError, LedgerWentBackError, sqlalchemy.exc.DBAPIError,
-            psycopg2.Error: Nothing was written; `write` each by itself.
+            ApartError, LedgerWentBackError, sqlalchemy.exc.DBAPIError, psycopg2.Error:
+                Nothing was written; `write` each by itself.
         """
         if len(batches) == 1:
             return [self.write(batches[0])]
-        return self._try(batches)
+        rows = [_row(batch) for batch in batches]
+        if len({topic_id for topic_id, _ in rows}) > 1:
+            raise ApartError("They are of a topic that was made again.")
+        if not self._most.keys().isdisjoint(rows):
+            raise ApartError("The database was too slow for one of them.")
+        if any(days.days_of(batch.beats) - self._known_days for batch in batches):
+            raise ApartError("They need new days.")
+        began = time.monotonic()
+        try:
+            return self._try(batches)
+        except Exception:
+            if time.monotonic() - began >= SLOW_SECONDS:
+                # Apart until each was written quickly by itself.
+                for row, batch in zip(rows, batches, strict=True):
+                    self._most[row] = max(1, batch.records)
+            raise
 
     def _try(self, batches: Sequence[Batch]) -> list[Written]:
         """Write batches of different partitions in one transaction."""
@@ -193,7 +210,7 @@ class Writer:
                     raise
             seconds = time.perf_counter() - began
             return [replace(each, seconds=seconds) for each in written]
-        except (LedgerBusyError, LedgerWentBackError):
+        except (ApartError, LedgerWentBackError):
             raise
         except Exception as error:
             if errors.is_missing_day(error):
@@ -277,7 +294,7 @@ class Writer:
         self, connection: Connection, batches: Sequence[Batch]
     ) -> list[Inserted]:
         """Insert the beats: all at once if they are new, else batch by batch."""
-        rows = [(batch.topic_id, batch.partition) for batch in batches]
+        rows = [_row(batch) for batch in batches]
         if len(batches) > 1 and self._repeating.isdisjoint(rows):
             beats = [beat for batch in batches for beat in batch.beats]
             if insert_new_beats(connection, beats):
@@ -307,14 +324,20 @@ class Writer:
             return {} if next_offset is None else {batches[0].partition: next_offset}
         partitions = [batch.partition for batch in batches]
         found = ledger.lock_free(connection, batches[0].topic_id, partitions)
-        if len(found) < len(batches):
-            raise LedgerBusyError(set(partitions) - found.keys())
+        rows = {_row(batch) for batch in batches}
+        self._blocked -= rows
+        if held := {row for row in rows if row[1] not in found}:
+            self._held = held
+            raise ApartError(
+                "The ledger's rows of the partitions "
+                f"{sorted(partition for _, partition in held)} are not free."
+            )
         return found
 
     def _lock_one(self, connection: Connection, batch: Batch) -> int | None:
         """Lock one row; after a time-out before, end who blocks it."""
         timer = None
-        row = batch.topic_id, batch.partition
+        row = _row(batch)
         if row in self._blocked:
             pid = connection.scalar(text("SELECT pg_backend_pid()"))
             timer = threading.Timer(
@@ -325,7 +348,8 @@ class Writer:
             next_offset = ledger.lock(connection, *row)
         except Exception as error:
             if errors.is_lock_timeout(error):
-                self._blocked.add(row)
+                # Who froze in a transaction of several holds the rows of them all.
+                self._blocked |= self._held if row in self._held else {row}
             raise
         finally:
             if timer is not None:
@@ -348,6 +372,11 @@ class Writer:
                 blocker,
                 application,
             )
+
+
+def _row(batch: Batch) -> tuple[str, int]:
+    """The key of its partition's row in the ledger."""
+    return batch.topic_id, batch.partition
 
 
 def _only_new(batch: Batch, next_offset: int | None) -> Batch | None:

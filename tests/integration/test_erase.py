@@ -237,6 +237,7 @@ def test_an_erasure_waits_for_what_is_being_stored(
     monkeypatch.setattr(module, "NOTE_LOCK_TIMEOUT_MS", 20_000)
     first, second = make_writer("first"), make_writer("second")
     first.write(some_of("bea"))
+    second.write(some_of("bea", partition=1))  # so that its statements are prepared
     with engine.connect() as blocking:
         # The last thing that a batch needs: its beats are in, and not committed.
         blocking.execute(text("LOCK TABLE ingest_minute"))
@@ -244,7 +245,7 @@ def test_an_erasure_waits_for_what_is_being_stored(
         kept.waits("first")
         erasing = aside.submit(erase, owner, "anna")
         kept.waits("erase")
-        later = aside.submit(second.write, some_of("anna", partition=1))
+        later = aside.submit(second.write, some_of("anna", partition=1, asked=9))
         kept.waits("second")
         blocking.rollback()
     assert storing.result(20).stored == 9

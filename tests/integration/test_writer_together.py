@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import pytest
 from sqlalchemy import Engine, event, text
+from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.batches import Batch
-from heartbeat_app.exceptions import LedgerBusyError, LedgerWentBackError
+from heartbeat_app.exceptions import ApartError, LedgerWentBackError
+from heartbeat_app.storage import writer as storage_writer
+from heartbeat_app.storage.days import ensure_days
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer, Written
-from tests.storing import TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
+from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
 
 pytestmark = pytest.mark.integration
 
 
-@pytest.fixture(autouse=True)
-def three_books(engine: Engine) -> None:
+@pytest.fixture
+def writer(make_writer: Callable[..., Writer], engine: Engine) -> Writer:
+    """One that has written on that day before, to three partitions."""
+    writer = make_writer()
     PostgresLedger(engine).open(TOPIC, TOPIC_ID, {0: 0, 1: 0, 2: 0})
+    ensure_days(engine, [START.date()])
+    writer._known_days.add(START.date())
+    return writer
 
 
 def three(first: int = 0) -> list[Batch]:
@@ -110,7 +119,7 @@ def test_a_row_that_is_held_is_not_waited_for(
     with engine.begin() as other:
         other.execute(text("SELECT 1 FROM partition_ledger WHERE partition = 1"
                            " FOR UPDATE"))  # fmt: skip
-        with pytest.raises(LedgerBusyError, match=r"\[1\]"):
+        with pytest.raises(ApartError, match=r"\[1\]"):
             writer.write_together(three())
         assert kept.everything() == before
         assert writer.write(three()[0]).stored == 2
@@ -122,3 +131,61 @@ def test_a_ledger_that_went_back_stops_all_of_them(writer: Writer, kept: Kept) -
     with pytest.raises(LedgerWentBackError):
         writer.write_together([one, two, batch_of([beat()], asked=4, partition=2)])
     assert kept.everything() == before
+
+
+def test_who_holds_several_rows_is_ended_once_for_all_of_them(
+    writer: Writer, make_writer: Callable[..., Writer]
+) -> None:
+    """A worker that froze in a shared transaction; not a time-out for each row."""
+    with make_writer("frozen")._engine.connect() as frozen:
+        frozen.execute(text("SELECT 1 FROM partition_ledger FOR UPDATE"))
+        with pytest.raises(ApartError):
+            writer.write_together(three())
+        one, two, _ = three()
+        with pytest.raises(DBAPIError, match="lock timeout"):
+            writer.write(one)
+        began = time.monotonic()
+        assert writer.write(two).stored == 2
+        assert time.monotonic() - began < 4
+        frozen.invalidate()
+    assert whats(writer.write_together(three())) == [(2, 0, 1), (0, 0, 0), (2, 0, 1)]
+
+
+def test_what_needs_more_than_a_transaction_goes_apart(
+    writer: Writer, kept: Kept
+) -> None:
+    before = kept.everything()
+    one, two, _ = three()
+    with pytest.raises(ApartError, match="new days"):
+        writer.write_together(
+            [one, batch_of([beat(second=86_400)], partition=1)],
+        )
+    with pytest.raises(ApartError, match="made again"):
+        writer.write_together(
+            [one, batch_of([beat()], partition=1, topic_id="another")]
+        )
+    writer._most[TOPIC_ID, 1] = 1
+    with pytest.raises(ApartError, match="too slow"):
+        writer.write_together([one, two])
+    assert kept.everything() == before
+    assert writer.write(two).rest is not None
+
+
+def test_what_is_slow_together_goes_apart(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_writer, "SLOW_SECONDS", 0.0)
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("statement timeout")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(writer, "_try", fail)
+        with pytest.raises(RuntimeError):
+            writer.write_together(three())
+    with pytest.raises(ApartError, match="too slow"):
+        writer.write_together(three())
+    monkeypatch.undo()
+    for batch in three():
+        assert writer.write(batch).rest is None
+    assert whats(writer.write_together(three(first=2))) == [(2, 0, 1)] * 3
