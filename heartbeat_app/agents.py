@@ -175,7 +175,8 @@ def write(batches: Sequence[Batch]) -> list[Batch]:
     except Exception as error:
         app.metrics.count_retry(error)
         raise
-    app.metrics.count_transaction(written[0].seconds)
+    if any(each.consumed or each.missing for each in written):
+        app.metrics.count_transaction(written[0].seconds)
     for batch, each in zip(batches, written, strict=True):
         app.metrics.count(batch.topic, batch.partition, each)
         summary.add(batch, each)
