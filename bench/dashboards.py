@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Engine, text
 
 from bench.fill import NOBODY, own_server
 from heartbeat_app.config import load_settings
-from heartbeat_app.storage import history, reads
+from heartbeat_app.storage import customers, history, reads
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.roles import READER_SETTINGS
 from tests.deploy import dashboards
@@ -93,12 +93,12 @@ def api(
     """What the pages of the read API call."""
     yield (
         "/api/customers",
-        lambda: history.list_customers(engine, after="", limit=1_000),
+        lambda: customers.list_customers(engine, after="", limit=1_000),
     )
     yield (
         "/api/latest",
         # It looks back a month at most.
-        lambda: history.list_latest(
+        lambda: customers.list_latest(
             engine, since=max(start, end - timedelta(days=31)), after="", limit=1_000
         ),
     )

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Engine, func, select, text
 
-from heartbeat_app.storage import days, ingest, rollup
+from heartbeat_app.storage import days, ingest, rollup_check
 from heartbeat_app.storage.tables import (
     dead_letters,
     dropped_days,
@@ -263,7 +263,7 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
             counting.execute(text("SET LOCAL statement_timeout = 0"))
             for day in existing[first : first + DAYS_A_COUNT]:
                 counted += days.count(counting, day)
-                wrong.extend(rollup.problems(counting, day))
+                wrong.extend(rollup_check.problems(counting, day))
     wrong.extend(_dropped_problems(connection))
     wrong.extend(ingest.problems(connection))
     return Rows(counted, replayed, dropped, tuple(wrong), erased)
@@ -278,7 +278,7 @@ def _dropped_problems(connection: Connection) -> Iterator[str]:
     c = dropped_days.c
     kept = days.existing_months(connection, "heartbeats_hour")
     for day, rows in connection.execute(select(c.day, c["rows"]).order_by(c.day)):
-        rolled_up = rollup.count_rolled_up(connection, day)
+        rolled_up = rollup_check.count_rolled_up(connection, day)
         if day.replace(day=1) in kept and rolled_up != rows:
             yield (
                 f"heartbeats_hour_all has {rolled_up:,} beats of {day}, which had "

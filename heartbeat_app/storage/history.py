@@ -2,127 +2,41 @@
 
 Minutes, hours and days are read from the roll-ups, so also those of days whose beats
 were dropped; where beats came in that are not rolled up yet, they are counted.
-
-Where many days are asked about, that is done some at a time, each in a transaction of
-its own: a day costs locks until it ends, and a server has a limited number.
 """
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
-from itertools import islice
+from datetime import datetime, timedelta
 from operator import itemgetter
 
 from sqlalchemy import Connection, Engine, text
 
-from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
+from heartbeat_app.exceptions import TooManyBeatsError
 from heartbeat_app.storage import days
-from heartbeat_app.storage.marks import merged
-from heartbeat_app.storage.questions import ANSWER_SECONDS
-from heartbeat_app.storage.rollup import read_marks
-
-# From the first instant up to, not including, the second.
-Span = tuple[datetime, datetime]
+from heartbeat_app.storage.marks import DAY, HOUR, MINUTE
+from heartbeat_app.storage.spans import (
+    ORIGIN,
+    Span,
+    by_days,
+    connected,
+    in_time,
+    not_rolled_up,
+    widen,
+)
 
 RAW = "raw"
 STEPS = {
-    "minute": timedelta(minutes=1),
-    "hour": timedelta(hours=1),
-    "day": timedelta(days=1),
+    "minute": MINUTE,
+    "hour": HOUR,
+    "day": DAY,
 }
 # More points than a screen has pixels help nobody.
 MAX_POINTS = 5_000
 # Two or three beats a second fit.
 MAX_RAW_SPAN = timedelta(hours=1)
-
-# Each costs a lock for its table and for each of its indexes.
-DAYS_A_QUERY = 50
-
-ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
-END = datetime(9999, 12, 31, tzinfo=UTC)
-
-# One descent into the index for each customer and day, however many beats they have.
-# The days are whole ones: inside of one the index would be read on for as long as a
-# customer's beats do not fit.
-CUSTOMERS = text("""
-WITH RECURSIVE found AS (
-    SELECT customer_id, 1 AS number FROM (
-        SELECT customer_id FROM heartbeats
-        WHERE "timestamp" >= :since AND "timestamp" < :until AND customer_id > :after
-        ORDER BY customer_id LIMIT 1
-    ) AS first
-    UNION ALL
-    SELECT next.customer_id, number + 1
-    FROM found CROSS JOIN LATERAL (
-        SELECT customer_id FROM heartbeats
-        WHERE "timestamp" >= :since AND "timestamp" < :until
-          AND customer_id > found.customer_id
-        ORDER BY customer_id LIMIT 1
-    ) AS next
-    WHERE number < :limit
-)
-SELECT customer_id FROM found
-""")
-
-# The same of those that are rolled up: a descent for each customer and month.
-CUSTOMERS_ROLLED_UP = text("""
-WITH RECURSIVE found AS (
-    SELECT customer_id, 1 AS number FROM (
-        SELECT customer_id FROM heartbeats_hour
-        WHERE customer_id > :after
-        ORDER BY customer_id LIMIT 1
-    ) AS first
-    UNION ALL
-    SELECT next.customer_id, number + 1
-    FROM found CROSS JOIN LATERAL (
-        SELECT customer_id FROM heartbeats_hour
-        WHERE customer_id > found.customer_id
-        ORDER BY customer_id LIMIT 1
-    ) AS next
-    WHERE number < :limit
-)
-SELECT customer_id FROM found
-""")
-
-# In the database's own order, which is the index's.
-MERGE = text(
-    "SELECT DISTINCT customer_id FROM unnest(CAST(:ids AS VARCHAR[])) AS customer_id"
-    " ORDER BY customer_id LIMIT :limit"
-)
-
-# The recursion goes on only for as long as the limit lets it.
-LATEST = text("""
-WITH RECURSIVE found AS (
-    SELECT customer_id FROM (
-        SELECT customer_id FROM heartbeats
-        WHERE "timestamp" >= :since AND "timestamp" < :until AND customer_id > :after
-        ORDER BY customer_id LIMIT 1
-    ) AS first
-    UNION ALL
-    SELECT next.customer_id
-    FROM found CROSS JOIN LATERAL (
-        SELECT customer_id FROM heartbeats
-        WHERE "timestamp" >= :since AND "timestamp" < :until
-          AND customer_id > found.customer_id
-        ORDER BY customer_id LIMIT 1
-    ) AS next
-)
-SELECT found.customer_id, latest."timestamp", latest.heart_rate
-FROM found CROSS JOIN LATERAL (
-    SELECT "timestamp", heart_rate FROM heartbeats
-    WHERE heartbeats.customer_id = found.customer_id
-      AND "timestamp" >= :since AND "timestamp" < :until
-    ORDER BY "timestamp" DESC LIMIT 1
-) AS latest
-WHERE latest."timestamp" >= :exact_since
-LIMIT :limit
-""")
 
 BEATS = text("""
 SELECT "timestamp", heart_rate FROM heartbeats
@@ -195,47 +109,6 @@ class History:
     points: Sequence[Beat] | Sequence[Bucket]
 
 
-@dataclass(frozen=True, slots=True)
-class Latest:
-    """A customer's last beat."""
-
-    customer_id: str
-    timestamp: datetime
-    heart_rate: int
-
-
-def list_customers(engine: Engine, *, after: str, limit: int) -> list[str]:
-    """The ids that have beats and come after `after`, in the database's order.
-
-    Also those of whom nothing is kept but hours.
-    """
-    values: dict[str, object] = {"after": after, "limit": limit}
-    with _connected(engine) as connection:
-        # The marks first: what is rolled up after that is found in either way.
-        counted = list(_not_rolled_up(connection, ORIGIN, END, STEPS["day"]))
-        found = list(connection.scalars(CUSTOMERS_ROLLED_UP, values))
-        for since, until in _in_time(counted):
-            span = {"since": since, "until": until}
-            found.extend(connection.scalars(CUSTOMERS, {**values, **span}))
-        return list(connection.scalars(MERGE, {"ids": found, "limit": limit}))
-
-
-def list_latest(
-    engine: Engine, *, since: datetime, after: str, limit: int
-) -> list[Latest]:
-    """The last beat of each customer that has one since then, by id."""
-    midnight = datetime.combine(since.astimezone(UTC).date(), time_of_day.min, UTC)
-    values = {
-        "since": midnight,
-        "until": "infinity",
-        "exact_since": since,
-        "after": after,
-        "limit": limit,
-    }
-    with _connected(engine) as connection:
-        return [Latest(*row) for row in connection.execute(LATEST, values)]
-
-
 def read_history(
     engine: Engine,
     customer_id: str,
@@ -254,7 +127,7 @@ def read_history(
         TooSlowError: It takes too long.
     """
     wanted = step or finest_step(until - since)
-    with _connected(engine) as connection:
+    with connected(engine) as connection:
         if step is None:
             wanted = _finest_kept(connection, wanted, since, until)
         if wanted == RAW:
@@ -267,14 +140,6 @@ def read_history(
         since, until = widen(since, until, STEPS[wanted])
         buckets = _read_buckets(connection, customer_id, since, until, wanted)
     return History(customer_id, since, until, wanted, buckets)
-
-
-@contextmanager
-def _connected(engine: Engine) -> Iterator[Connection]:
-    with engine.connect() as connection:
-        yield connection.execution_options(
-            isolation_level="AUTOCOMMIT", postgresql_readonly=True
-        )
 
 
 def finest_step(span: timedelta) -> str:
@@ -308,19 +173,12 @@ def longest_span(step: timedelta) -> timedelta:
     return (MAX_POINTS - 1) * step
 
 
-def widen(since: datetime, until: datetime, step: timedelta) -> Span:
-    """The whole steps that hold the span."""
-    # The remainder of a division, so that it is never negative.
-    begin = since - (since - ORIGIN) % step
-    return begin, until + (ORIGIN - until) % step
-
-
 def _read_beats(
     connection: Connection, customer_id: str, since: datetime, until: datetime
 ) -> list[Beat]:
     """One more than MAX_POINTS where there are more."""
     found: list[Beat] = []
-    for first, end in _in_time(_spans(days.existing_days(connection), since, until)):
+    for first, end in in_time(by_days(days.existing_days(connection), since, until)):
         values = {
             "customer_id": customer_id,
             "since": first,
@@ -340,7 +198,7 @@ def _read_buckets(
 ) -> list[Bucket]:
     """The steps that have beats, ascending."""
     # The marks first: what is rolled up after that is right in either way.
-    counted = list(_not_rolled_up(connection, since, until, STEPS[step]))
+    counted = list(not_rolled_up(connection, since, until, STEPS[step]))
     values = {"customer_id": customer_id, "step": STEPS[step], "origin": ORIGIN}
     rows = [
         row
@@ -349,7 +207,7 @@ def _read_buckets(
         )
         if not _is_in(counted, row[0])
     ]
-    for first, end in _in_time(counted):
+    for first, end in in_time(counted):
         rows += connection.execute(BUCKETS, {**values, "since": first, "until": end})
     return [
         Bucket(begin, int(count), least, most, round(int(total) / int(count), 3))
@@ -357,56 +215,7 @@ def _read_buckets(
     ]
 
 
-def _not_rolled_up(
-    connection: Connection, since: datetime, until: datetime, step: timedelta
-) -> Iterator[Span]:
-    """The marked times, in whole steps, where there are beats to be counted.
-
-    In whole hours at least, as the roll-ups' job takes them: few questions.
-    """
-    whole = max(step, STEPS["hour"])
-    wide = merged(
-        widen(each.since, each.until, whole)
-        for each in read_marks(connection, since, until)
-    )
-    existing = days.existing_days(connection) if wide else set()
-    for first, end in wide:
-        yield from _spans(existing, max(since, first), min(until, end))
-
-
 def _is_in(spans: Sequence[Span], instant: datetime) -> bool:
     """Whether it lies in one of the spans, which are ascending and apart."""
     place = bisect_right(spans, instant, key=itemgetter(0)) - 1
     return place >= 0 and instant < spans[place][1]
-
-
-def _spans(
-    existing: Collection[date], since: datetime, until: datetime
-) -> Iterator[Span]:
-    """The span cut into some that have few enough days each; where there are any."""
-    there = iter(
-        sorted(
-            day
-            for day in existing
-            if _midnight(day) < until and _midnight(day + timedelta(days=1)) > since
-        )
-    )
-    while some := list(islice(there, DAYS_A_QUERY)):
-        yield (
-            max(since, _midnight(some[0])),
-            min(until, _midnight(some[-1] + timedelta(days=1))),
-        )
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time_of_day.min, UTC)
-
-
-def _in_time(spans: Iterable[Span]) -> Iterator[Span]:
-    """The spans, for as long as there is time to ask about another one."""
-    # A statement's limit is the connection's; this is that of all of one answer.
-    deadline = time.monotonic() + ANSWER_SECONDS
-    for span in spans:
-        if time.monotonic() > deadline:
-            raise TooSlowError(ANSWER_SECONDS)
-        yield span

@@ -10,7 +10,7 @@ Cut short after the second step, the next round goes on with the third. A day th
 detached never comes back by itself: its beats are refused, whatever the settings say.
 
 How long what is kept, the database says: `alembic upgrade` takes it from the settings
-(`write_kept`), and the database's functions hold every worker to it.
+(`Kept.write`), and the database's functions hold every worker to it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Engine, delete, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage import days, errors, marks, rollup, tables
+from heartbeat_app.storage import days, errors, marks, rollup_check, tables
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,7 @@ class Retention:
             if day in self._checked:
                 return True
             connection.execute(text("SET LOCAL statement_timeout = 0"))
-            wrong = list(rollup.problems(connection, day))
+            wrong = list(rollup_check.problems(connection, day))
             counted = days.count(connection, day)
         if not wrong:
             self._checked[day] = counted

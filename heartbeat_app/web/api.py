@@ -22,7 +22,7 @@ from heartbeat_app.exceptions import (
     TooManyQuestionsError,
     TooSlowError,
 )
-from heartbeat_app.storage import errors, history, reads
+from heartbeat_app.storage import customers, errors, history, reads
 from heartbeat_app.storage.questions import ANSWER_SECONDS
 from heartbeat_app.web.answers import Answer, Found, encode, problem
 from heartbeat_app.web.parameters import BadParameterError, Parameters, customer_id
@@ -81,7 +81,7 @@ class Customers(View):
 
         def ask(parameters: Parameters) -> Found:
             limit = parameters.limit()
-            ids = history.list_customers(
+            ids = customers.list_customers(
                 app.questions.engine, after=parameters.after(), limit=limit + 1
             )
             page = ids[:limit]
@@ -137,7 +137,7 @@ class Latest(View):
 
         def ask(parameters: Parameters) -> Found:
             since, limit = parameters.since(datetime.now(UTC)), parameters.limit()
-            found = history.list_latest(
+            found = customers.list_latest(
                 app.questions.engine,
                 since=since,
                 after=parameters.after(),
@@ -147,7 +147,7 @@ class Latest(View):
             following = page[-1].customer_id if len(found) > limit else None
             return Found(
                 {"since": since, "beats": page, "next": following},
-                [field.name for field in fields(history.Latest)],
+                [field.name for field in fields(customers.Latest)],
                 ([b.customer_id, b.timestamp, b.heart_rate] for b in page),
                 following,
             )

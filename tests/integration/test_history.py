@@ -14,7 +14,8 @@ from sqlalchemy import Engine, TextClause, func, select, text
 from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import history
+from heartbeat_app.storage import customers, history, spans
+from heartbeat_app.storage.customers import Latest, list_customers, list_latest
 from heartbeat_app.storage.days import ensure_days
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.history import (
@@ -22,9 +23,6 @@ from heartbeat_app.storage.history import (
     STEPS,
     Beat,
     Bucket,
-    Latest,
-    list_customers,
-    list_latest,
     read_history,
 )
 from heartbeat_app.storage.rollup import Job
@@ -87,7 +85,7 @@ def test_the_pages_of_customers_hold_each_once(
     days_a_query: int,
     rolled_up: str,
 ) -> None:
-    monkeypatch.setattr(history, "DAYS_A_QUERY", days_a_query)
+    monkeypatch.setattr(spans, "DAYS_A_QUERY", days_a_query)
     beats = stored(writer, scattered(days=5, count=60))
     if rolled_up != "nothing":
         roll_up(engine)
@@ -149,7 +147,7 @@ def test_a_bucket_is_what_its_beats_are(
     rolled_up: str,
     days_a_query: int,
 ) -> None:
-    monkeypatch.setattr(history, "DAYS_A_QUERY", days_a_query)
+    monkeypatch.setattr(spans, "DAYS_A_QUERY", days_a_query)
     beats = scattered(days=3, count=1_000)
     some = 900 if rolled_up == "some" else len(beats)
     stored(writer, beats[:some])
@@ -175,12 +173,12 @@ def check_buckets(
     since, until = START + timedelta(minutes=3, seconds=7), START + 2.2 * DAY
     buckets: defaultdict[datetime, list[int]] = defaultdict(list)
     for each in beats:
-        begin = each.timestamp - (each.timestamp - history.ORIGIN) % width
+        begin = each.timestamp - (each.timestamp - spans.ORIGIN) % width
         if since - width < begin < until:
             buckets[begin].append(each.heart_rate)
     found = read_history(asking, customer_id, since, until, step)
     assert found.step == step
-    assert (found.since - history.ORIGIN) % width == timedelta()
+    assert (found.since - spans.ORIGIN) % width == timedelta()
     assert found.since <= since < found.since + width
     assert found.until - width < until <= found.until
     assert found.points == [
@@ -278,7 +276,7 @@ def test_the_step_is_the_finest_that_fits(
 def test_the_first_and_the_last_instants_can_be_asked_for(
     asking: Engine, year: int
 ) -> None:
-    day = datetime(year, 12, 30, tzinfo=UTC) if year > 2000 else history.ORIGIN
+    day = datetime(year, 12, 30, tzinfo=UTC) if year > 2000 else spans.ORIGIN
     for step in ("raw", *STEPS):
         found = read_history(asking, "a", day, day + timedelta(hours=5), step)
         assert found.points == []
@@ -288,8 +286,8 @@ def test_it_gives_up_when_it_takes_too_long(
     writer: Writer, asking: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored(writer, scattered(days=3, count=30))
-    monkeypatch.setattr(history, "DAYS_A_QUERY", 1)
-    monkeypatch.setattr(history, "ANSWER_SECONDS", -1.0)
+    monkeypatch.setattr(spans, "DAYS_A_QUERY", 1)
+    monkeypatch.setattr(spans, "ANSWER_SECONDS", -1.0)
     with pytest.raises(TooSlowError):
         list_customers(asking, after="", limit=10)
 
@@ -357,7 +355,7 @@ SPAN: dict[str, Any] = {"customer_id": "customer-3", "since": BEGIN + 3 * DAY}
 def test_a_customers_hours_open_one_day_and_read_the_index(
     filled: Engine, statement: str
 ) -> None:
-    more = {"limit": 5_001, "step": STEPS["minute"], "origin": history.ORIGIN}
+    more = {"limit": 5_001, "step": STEPS["minute"], "origin": spans.ORIGIN}
     values = {**SPAN, "until": BEGIN + 3 * DAY + timedelta(hours=3), **more}
     plan = explain(filled, getattr(history, statement), **values)
     opened, ways = scans(plan)
@@ -393,7 +391,7 @@ def test_a_customers_month_opens_its_roll_ups_and_reads_the_index(
 
 def test_a_page_of_customers_is_a_step_a_customer_and_day(filled: Engine) -> None:
     values = {"since": BEGIN, "until": BEGIN + DAYS * DAY, "after": "", "limit": 100}
-    plan = explain(filled, history.CUSTOMERS, **values)
+    plan = explain(filled, customers.CUSTOMERS, **values)
     opened, ways = scans(plan)
     assert len(opened) == DAYS
     assert ways <= {"Index Scan", "Index Only Scan"}
@@ -405,7 +403,7 @@ def test_a_page_of_customers_is_a_step_a_customer_and_month(
     filled_roll_ups: Engine,
 ) -> None:
     plan = explain(
-        filled_roll_ups, history.CUSTOMERS_ROLLED_UP, after="", limit=CUSTOMERS
+        filled_roll_ups, customers.CUSTOMERS_ROLLED_UP, after="", limit=CUSTOMERS
     )
     opened, ways = scans(plan)
     assert opened == {"heartbeats_hour_2026_01", "heartbeats_hour_2026_02"}
@@ -423,7 +421,7 @@ def test_a_page_of_customers_is_a_step_a_customer_and_month(
 def test_the_latest_beats_open_only_the_days_since_then(filled: Engine) -> None:
     since = BEGIN + 28 * DAY
     values = {"since": since, "until": "infinity", "exact_since": since}
-    plan = explain(filled, history.LATEST, **values, after="", limit=100)
+    plan = explain(filled, customers.LATEST, **values, after="", limit=100)
     opened, ways = scans(plan)
     assert opened == {"heartbeats_2026_01_29", "heartbeats_2026_01_30"}
     assert ways <= {"Index Scan", "Index Only Scan"}

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import errors, rollup
+from heartbeat_app.storage import errors, rollup, rollup_check
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.days import ensure_days
 from heartbeat_app.storage.engine import make_engine
@@ -226,7 +226,7 @@ def test_the_databases_time_zone_does_not_matter(
     assert Job(engine).run_pass()
     assert differences(engine) == []
     with engine.connect() as connection:
-        assert list(rollup.problems(connection, START.date())) == []
+        assert list(rollup_check.problems(connection, START.date())) == []
 
 
 # Others at work
@@ -259,7 +259,7 @@ def test_what_comes_at_any_moment_of_a_pass_is_not_forgotten(
         job.run_pass()
         with engine.connect() as connection:
             # What is not marked is right, also now.
-            assert list(rollup.problems(connection, START.date())) == []
+            assert list(rollup_check.problems(connection, START.date())) == []
         if statements <= turn:
             break
         job.run_pass()
@@ -538,7 +538,7 @@ def test_what_is_off_in_the_roll_ups_is_named(
     at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(rollup, "COMPARED_AT_ONCE", at_once)
+    monkeypatch.setattr(rollup_check, "COMPARED_AT_ONCE", at_once)
     Shelf(engine).book(record(), record("bert"))
     job.run_pass()
     kept.do(statement)

@@ -14,7 +14,8 @@ from heartbeat_app.models import (
     LOWEST_HEART_RATE,
     MAX_CUSTOMER_ID_LENGTH,
 )
-from heartbeat_app.storage.history import MAX_POINTS, RAW, STEPS, Beat, Bucket, Latest
+from heartbeat_app.storage.customers import Latest
+from heartbeat_app.storage.history import MAX_POINTS, RAW, STEPS, Beat, Bucket
 from heartbeat_app.storage.reads import LastMinute, Recent, Summary
 from heartbeat_app.web import parameters
 
