@@ -16,6 +16,7 @@ INSERT = (
 app = faust.App(
     os.environ["BENCH_GROUP"],
     broker=f"kafka://{os.environ['BENCH_BOOTSTRAP_SERVERS']}",
+    datadir=os.environ["BENCH_FOLDER"],
     web_enabled=False,
     topic_disable_leader=True,
 )

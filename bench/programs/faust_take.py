@@ -18,6 +18,7 @@ WITHIN_SECONDS = float(os.environ["BENCH_LINGER_SECONDS"])
 app = faust.App(
     os.environ["BENCH_GROUP"],
     broker=f"kafka://{os.environ['BENCH_BOOTSTRAP_SERVERS']}",
+    datadir=os.environ["BENCH_FOLDER"],
     web_enabled=False,
     topic_disable_leader=True,
     stream_buffer_maxsize=16384,

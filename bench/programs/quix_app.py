@@ -15,6 +15,7 @@ def main() -> None:
         commit_every=int(os.environ["BENCH_COMMIT_EVERY"]),
         commit_interval=float(os.environ["BENCH_COMMIT_SECONDS"]),
         auto_create_topics=False,
+        state_dir=os.environ["BENCH_FOLDER"],
     )
     sink = PostgreSQLSink(
         host=os.environ["PGHOST"],
