@@ -24,6 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from heartbeat_app.exceptions import ApartError
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
@@ -140,8 +141,12 @@ class Metrics:
         self._transaction.observe(seconds)
 
     def count_retry(self, error: Exception) -> None:
-        """Count an attempt that failed and will be made again."""
-        self._retries.labels(cause_of(error)).inc()
+        """Count an attempt that failed and will be made again.
+
+        That batches cannot share a transaction is no failure.
+        """
+        if not isinstance(error, ApartError):
+            self._retries.labels(cause_of(error)).inc()
 
     def expose(self, accept: str) -> tuple[bytes, str]:
         """All metrics, in the format that the Accept header asks for, and its name."""

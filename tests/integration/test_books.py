@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from heartbeat_app.storage.books import Rows, read_books
 from heartbeat_app.storage.replay import replay
 from heartbeat_app.storage.writer import Written
 from tests.booked import NOW, RULES, Shelf, execute, record
-from tests.servers import engine_of
+from tests.servers import PROJECT, engine_of
 
 pytestmark = pytest.mark.integration
 
@@ -189,3 +190,29 @@ def test_the_books_are_only_read(engine: Engine, shelf: Shelf) -> None:
         pytest.raises(DBAPIError, match="read-only"),
     ):
         connection.exec_driver_sql("DELETE FROM dead_letters")
+
+
+def test_old_books_are_put_aside_as_the_document_says(
+    engine: Engine, worker_engine: Engine
+) -> None:
+    two, three = (
+        Shelf(worker_engine, topic="heartbeats", partition=number) for number in (2, 3)
+    )
+    for shelf in (two, three):
+        shelf.book(record(), None, b"{")
+    execute(engine, "DELETE FROM dead_letters WHERE reason = 'empty'")
+    execute(
+        engine,
+        "INSERT INTO dropped_dead_letters (topic_id, partition, letters)"
+        " VALUES ('topic-id', 2, 1), ('topic-id', 3, 1)",
+    )
+    words = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    [statements] = re.findall(r"BEGIN;\n(.*?)COMMIT;", words, re.DOTALL)
+    execute(engine, statements)
+    books = read_books(engine, deep=True)
+    assert books.balanced
+    assert {(each.topic_id, each.partition) for each in books.partitions} == {
+        ("topic-id-lost", 2),
+        ("topic-id", 3),
+    }
+    assert [each.dropped_dead_letters for each in books.partitions] == [1, 1]

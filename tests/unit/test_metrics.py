@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from sqlalchemy.exc import OperationalError
 
-from heartbeat_app.exceptions import LedgerWentBackError
+from heartbeat_app.exceptions import ApartError, LedgerWentBackError
 from heartbeat_app.metrics import Metrics, cause_of
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.writer import Written
@@ -113,6 +113,13 @@ class Sqlstate(psycopg2.OperationalError):
 )
 def test_retries_have_few_causes(error: Exception, cause: str) -> None:
     assert cause_of(error) == cause
+
+
+def test_batches_that_go_apart_are_no_retry() -> None:
+    found = metrics()
+    before = families(found)["heartbeat_app_retries"].samples
+    found.count_retry(ApartError("They need new days."))
+    assert families(found)["heartbeat_app_retries"].samples == before
 
 
 @pytest.mark.parametrize("accept", ["", "text/plain", OPENMETRICS])
