@@ -6,6 +6,8 @@ password or a record's contents.
 
 from __future__ import annotations
 
+from datetime import date, timedelta
+
 import click
 
 
@@ -94,6 +96,17 @@ class TooManyQuestionsError(StorageError):
 
     def __init__(self) -> None:
         super().__init__("Too many questions at once; ask again.")
+
+
+class DayGoneError(CommandError):
+    """A day is not there any more, and not all of it was read."""
+
+    def __init__(self, day: date) -> None:
+        super().__init__(
+            f"The beats of {day} were dropped or detached while they were read. Ask "
+            f"for those from {day + timedelta(days=1)} on, or again once the day is "
+            "back."
+        )
 
 
 class BooksError(StorageError):

@@ -230,12 +230,18 @@ def read_books(engine: Engine, *, deep: bool = False) -> Books:
 
 
 @contextmanager
-def _snapshot(engine: Engine) -> Iterator[Connection]:
+def _snapshot(engine: Engine, exported: str | None = None) -> Iterator[Connection]:
+    """A transaction that sees one state; that of another one, where it exported it."""
     with engine.connect() as connection:
         connection = connection.execution_options(
             isolation_level="REPEATABLE READ", postgresql_readonly=True
         )
         with connection.begin():
+            if exported is not None:
+                # Before anything else: it may not follow a query.
+                connection.execute(
+                    text("SET TRANSACTION SNAPSHOT :snapshot"), {"snapshot": exported}
+                )
             yield connection
 
 
@@ -249,17 +255,15 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
     ).scalar_one()
     replayed += _sum(connection, dropped_dead_letters.c.replayed)
     dropped = _sum(connection, dropped_days.c.rows)
-    erased = _sum(connection, erased_customers.c.beats)
     existing = sorted(days.existing_days(connection))
     snapshot: str = connection.execute(select(func.pg_export_snapshot())).scalar_one()
+    # An erasure waits for whoever has read this table, and the writers for it.
+    with _snapshot(engine, snapshot) as short:
+        erased = _sum(short, erased_customers.c.beats)
     counted = 0
     wrong: list[str] = []
     for first in range(0, len(existing), DAYS_A_COUNT):
-        with _snapshot(engine) as counting:
-            # Before anything else: it may not follow a query.
-            counting.execute(
-                text("SET TRANSACTION SNAPSHOT :snapshot"), {"snapshot": snapshot}
-            )
+        with _snapshot(engine, snapshot) as counting:
             counting.execute(text("SET LOCAL statement_timeout = 0"))
             for day in existing[first : first + DAYS_A_COUNT]:
                 counted += days.count(counting, day)

@@ -120,15 +120,16 @@ def ensure_days(engine: Engine, days: Iterable[date]) -> None:
 
 
 def _mark_day(connection: Connection, day: date) -> None:
-    """Mark a day that somebody detached, and that has come back with its beats.
+    """Mark a day that somebody detached, and that has come back.
 
-    All of it: beats may have been deleted meanwhile (see `erase`).
+    All of it: beats may have been deleted meanwhile (see `erase`), even the last one.
     """
-    at = tables.heartbeats.c.timestamp
     since, until = marks.day_span(day)
-    beats = select(at).where(at >= since, at < until).limit(1)
-    if connection.scalar(beats) is not None:
-        marks.mark_spans(connection, [(since, until)])
+    for at in (tables.heartbeats.c.timestamp, tables.heartbeats_hour_all.c.hour):
+        found = select(at).where(at >= since, at < until).limit(1)
+        if connection.scalar(found) is not None:
+            marks.mark_spans(connection, [(since, until)])
+            return
 
 
 def affordable(new: Collection[date], existing: int, today: date) -> set[date]:

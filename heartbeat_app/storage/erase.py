@@ -43,6 +43,7 @@ from heartbeat_app.storage import days, errors, marks, replay, rollup
 from heartbeat_app.storage.erasures import customers_named, digest_of
 from heartbeat_app.storage.tables import (
     dead_letters,
+    dropped_days,
     erased_customers,
     heartbeats_hour,
     heartbeats_minute,
@@ -163,12 +164,19 @@ def _note(engine: Engine, customer_id: str) -> int:
 def _delete_day(engine: Engine, erasure_id: int, customer_id: str, name: str) -> None:
     """By the table's name: somebody may detach or attach the day meanwhile."""
     beats = table(name, column("customer_id"), schema="public")
+    day = days.day_of_table(name)
     try:
         with engine.begin() as connection:
             connection.execute(ROLLUPS_LOCK)
+            # The retention counts a day that it detached, and drops it, while it holds
+            # this row: it must not have counted what is deleted here.
+            connection.execute(
+                select(dropped_days.c.day)
+                .where(dropped_days.c.day == day)
+                .with_for_update()
+            )
             gone = _delete_from(connection, beats, customer_id)
             if gone:
-                day = days.day_of_table(name)
                 marks.mark_spans(connection, [marks.day_span(day)])
                 _count(connection, erasure_id, "beats", gone)
     except DBAPIError as error:
@@ -222,8 +230,7 @@ def _empty_letters(
         theirs = []
         for letter_id, key, value, headers in letters:
             key, value = bytes(key or b""), bytes(value or b"")
-            texts = [each for pair in headers for each in pair]
-            if customer_id in {*customers_named(key, value), *filter(_is_text, texts)}:
+            if customer_id in customers_named(key, value, headers):
                 theirs.append(letter_id)
             elif characters in key + b"\0" + value:
                 erasure.elsewhere.append(letter_id)
@@ -231,10 +238,6 @@ def _empty_letters(
             _patiently(_empty, engine, erasure.id, theirs)
         erasure.done += len(ids)
         progress(erasure)
-
-
-def _is_text(header: object) -> bool:
-    return isinstance(header, str)
 
 
 def _empty(engine: Engine, erasure_id: int, ids: Collection[int]) -> None:

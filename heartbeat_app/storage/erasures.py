@@ -102,9 +102,7 @@ def refuse(batch: Batch, erased: Erased) -> Batch:
     gone = erased.among(beat.customer_id for beat in batch.beats)
     keep = [i for i, beat in enumerate(batch.beats) if beat.customer_id not in gone]
     refused = [
-        _emptied(each.record)
-        if erased.among(customers_named(each.record.key, each.record.value))
-        else each
+        _emptied(each.record) if erased.among(_named_by(each.record)) else each
         for each in batch.refused
     ]
     if len(keep) == len(batch.beats):
@@ -129,12 +127,23 @@ def _emptied(record: Record) -> Refused:
     return Refused(_Emptied(record.offset), REFUSAL)
 
 
-def customers_named(key: bytes | None, value: bytes | None) -> set[str]:
+def _named_by(record: Record) -> set[str]:
+    headers = [
+        (name, None if value is None else value.decode(errors="surrogateescape"))
+        for name, value in record.headers
+    ]
+    return customers_named(record.key, record.value, headers)
+
+
+def customers_named(
+    key: bytes | None, value: bytes | None, headers: Iterable[Sequence[object]]
+) -> set[str]:
     """The customers that a record which is no beat may be about.
 
-    Its key, and every customer_id that can be read in its value.
+    Its key, every text among the names and values of its headers, and every customer_id
+    that can be read in its value.
     """
-    found = set()
+    found = {each for pair in headers for each in pair if isinstance(each, str)}
     if key:
         found.add(key.decode(errors="surrogateescape"))
     if value:

@@ -9,6 +9,7 @@ from datetime import time as time_of_day
 
 from sqlalchemy import Engine, text
 
+from heartbeat_app.exceptions import DayGoneError
 from heartbeat_app.storage import days
 
 # Some ten megabytes of memory, and some hundred milliseconds of a statement.
@@ -60,6 +61,9 @@ def read_pages(
 
     Arguments:
         customer_id: Only this customer's.
+
+    Raises:
+        DayGoneError: A day was dropped or detached before all of it was read.
     """
     with engine.connect() as connection:
         existing = sorted(days.existing_days(connection))
@@ -87,6 +91,11 @@ def read_pages(
                     },
                 )
                 rows = [(row[0], row[1], row[2]) for row in found]
+                # While this transaction has read the day, it does not go away.
+                if len(rows) < PAGE and (
+                    begin.date() not in days.existing_days(connection)
+                ):
+                    raise DayGoneError(begin.date())
             if len(rows) < PAGE:
                 break
             after = rows[-1][1], rows[-1][0]

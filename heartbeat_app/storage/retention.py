@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 
 from sqlalchemy import Connection, Engine, delete, func, insert, select, text
 from sqlalchemy.exc import DBAPIError
@@ -231,15 +232,35 @@ class Retention:
         with self._engine.connect() as connection:
             begun = self._begun(connection)
             existing = sorted(days.existing_days(connection))
-        for day in begun:
+        due = [day for day in existing if self._is_due(self._kept.drop_day_on(day))]
+        self._each(
+            [
+                *(partial(self._drop, day) for day in begun),
+                *(partial(self._drop_if_right, day) for day in due),
+            ]
+        )
+
+    def _is_due(self, on: date | None) -> bool:
+        return on is not None and on <= self._clock().astimezone(UTC).date()
+
+    def _each(self, work: Iterable[Callable[[], None]]) -> None:
+        """Do each; what fails is raised at the end, so that it holds up no other."""
+        failed: DBAPIError | None = None
+        for each in work:
+            if self._stop.is_set():
+                return
+            try:
+                each()
+            except DBAPIError as error:
+                if error.connection_invalidated:
+                    raise
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def _drop_if_right(self, day: date) -> None:
+        if self._check(day) and self._detach(day):
             self._drop(day)
-        today = self._clock().astimezone(UTC).date()
-        for day in existing:
-            due = self._kept.drop_day_on(day)
-            if due is None or due > today or self._stop.is_set():
-                break  # the days that follow are younger
-            if self._check(day) and self._detach(day):
-                self._drop(day)
 
     def _begun(self, connection: Connection) -> list[date]:
         c = tables.dropped_days.c
@@ -300,20 +321,24 @@ class Retention:
 
     def _drop_months(self) -> None:
         """Drop the roll-ups of months whose time is over."""
-        today = self._clock().astimezone(UTC).date()
-        for parent, drop_on in (
-            ("heartbeats_minute", self._kept.drop_minutes_on),
-            ("heartbeats_hour", self._kept.drop_hours_on),
-        ):
-            with self._engine.connect() as connection:
+        work = []
+        with self._engine.connect() as connection:
+            for parent, drop_on in (
+                ("heartbeats_minute", self._kept.drop_minutes_on),
+                ("heartbeats_hour", self._kept.drop_hours_on),
+            ):
                 months = sorted(days.existing_months(connection, parent))
-            for month in months:
-                due = drop_on(month)
-                if due is None or due > today:
-                    break
-                with self._engine.begin() as connection:
-                    connection.execute(select(func.drop_rollup_month(parent, month)))
-                log.info("Dropped %s of %s", parent, f"{month:%Y-%m}")
+                work += [
+                    partial(self._drop_month, parent, month)
+                    for month in months
+                    if self._is_due(drop_on(month))
+                ]
+        self._each(work)
+
+    def _drop_month(self, parent: str, month: date) -> None:
+        with self._engine.begin() as connection:
+            connection.execute(select(func.drop_rollup_month(parent, month)))
+        log.info("Dropped %s of %s", parent, f"{month:%Y-%m}")
 
     def _drop_letters(self) -> None:
         """Drop the dead letters whose time is over."""

@@ -80,6 +80,7 @@ NOBODY = (
     "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
 )
 
+EVERYBODY_MAY_CREATE = "SELECT has_schema_privilege('public', 'public', 'CREATE')"
 IS_THERE = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)"
 IS_SUPERUSER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s AND rolsuper)"
 MAY_CREATE_ROLES = (
@@ -99,6 +100,12 @@ def ensure_roles(connection: Connection, settings: Settings) -> None:
     """
     roles = _Roles(connection)
     roles.run(NOBODY)
+    if roles.everybody_may_create():
+        log.warning(
+            "Everybody may create objects in the schema public, and only its owner can "
+            "take that back: let them REVOKE CREATE ON SCHEMA public FROM PUBLIC, in "
+            "this database."
+        )
     owner = settings.owner.postgresql_username
     if settings.postgresql_username == owner:
         log.info(
@@ -161,6 +168,10 @@ class _Roles:
     def knows(self, role: str) -> bool:
         """Whether the server has the role."""
         return self._ask(IS_THERE, role)
+
+    def everybody_may_create(self) -> bool:
+        """Whether the schema is open, as it was before PostgreSQL 15."""
+        return self._ask(EVERYBODY_MAY_CREATE)
 
     def ensure(
         self,

@@ -17,7 +17,7 @@ lock, which ends with its session, lets one at a time write.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -72,28 +72,34 @@ class Job:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._step = 10 * MINUTE  # for one statement
+        # Hours that failed or took a whole pass, in the order in which they did.
+        self._put_off: dict[datetime, None] = {}
 
     def run_pass(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Work out what is marked now; whether all of it was done, by whomever.
 
         Arguments:
-            stopped: Asked after each hour; the rest is left to the next pass.
+            stopped: Asked before each hour; the rest is left to the next pass.
 
         Raises:
             sqlalchemy.exc.DBAPIError: The first of an hour that could not be worked
-                out; the others were, unless the connection is gone.
+                out; the others had their turn, unless the connection is gone.
         """
         enough = time.monotonic() + PASS_SECONDS
         failed: DBAPIError | None = None
         with self._engine.connect() as connection:
             hours = {hour for each in read_marks(connection) for hour in _hours(each)}
-        for hour in sorted(hours, reverse=True):
-            if stopped() or time.monotonic() > enough:
-                return False
+        done = True
+        for number, hour in enumerate(self._in_turn(hours)):
+            if stopped() or (number >= 2 and time.monotonic() > enough):
+                done = False
+                break
+            began = time.monotonic()
+            self._put_off.pop(hour, None)
             try:
                 with self._engine.begin() as connection:
                     if not _lock(connection):
-                        return True  # another worker is at it
+                        break  # another worker is at it
                     marks = read_marks(connection, hour, hour + HOUR)
                     if marks:
                         self._work_out(connection, hour, marks)
@@ -101,11 +107,25 @@ class Job:
             except DBAPIError as error:
                 if error.connection_invalidated:
                     raise
-                # The hours before must not wait for one that is too much, or at fault.
                 failed = failed or error
+                self._put_off[hour] = None
+            else:
+                if time.monotonic() - began > PASS_SECONDS:
+                    self._put_off[hour] = None
         if failed is not None:
             raise failed
-        return True
+        return done
+
+    def _in_turn(self, hours: Collection[datetime]) -> list[datetime]:
+        """The latest first; of those that were put off one early, the others last.
+
+        As a pass tries two hours at least, one that is too much or at fault neither
+        keeps the others from their turn nor waits for all of them.
+        """
+        self._put_off = {hour: None for hour in self._put_off if hour in hours}
+        late = list(self._put_off)
+        first = sorted(set(hours).difference(late), reverse=True)
+        return [*first[:1], *late[:1], *first[1:], *late[1:]]
 
     def read_backlog(self) -> Backlog:
         """What is still to be worked out."""

@@ -366,6 +366,54 @@ def test_a_day_that_is_about_to_be_dropped_is_not_forgotten(
     assert (books.problems, books.rows and books.rows.dropped) == ([], 9)
 
 
+def test_a_day_that_is_being_dropped_is_counted_once(
+    writer: Writer,
+    owner: Engine,
+    worker_engine: Engine,
+    engine: Engine,
+    kept: Kept,
+    aside: ThreadPoolExecutor,
+) -> None:
+    """The retention counts the day, then drops it: nothing is erased in between."""
+    writer.write(some_of("anna", "bea"))
+    Job(worker_engine).run_pass()
+    rounds = retention(worker_engine, kept)
+    kept.do(f"SELECT detach_day('{START.date()}', 6)")
+    with engine.connect() as blocking:
+        # What it asks for when it has counted the beats.
+        blocking.execute(text("LOCK TABLE heartbeats_minute"))
+        dropping = aside.submit(rounds._drop, START.date())
+        kept.waits("worker")
+        erasing = aside.submit(erase, owner, "anna")
+        kept.waits("erase")
+        blocking.rollback()
+    dropping.result(20)
+    assert erasing.result(20).beats == 6
+    assert names(kept, "anna") == []
+    Job(worker_engine).run_pass()
+    assert read_books(worker_engine, deep=True).problems == []
+
+
+def test_the_deep_books_do_not_hold_up_an_erasure(
+    writer: Writer,
+    owner: Engine,
+    worker_engine: Engine,
+    engine: Engine,
+    kept: Kept,
+    aside: ThreadPoolExecutor,
+) -> None:
+    """They may take hours, and the writers wait behind an erasure that waits."""
+    writer.write(some_of("anna", "bea"))
+    Job(worker_engine).run_pass()
+    with engine.connect() as blocking:
+        blocking.execute(text("LOCK TABLE heartbeats_minute"))
+        counting = aside.submit(read_books, worker_engine, deep=True)
+        kept.waits("worker")
+        assert module._note(owner, "anna")
+        blocking.rollback()
+    assert counting.result(20).problems == []
+
+
 def retention(engine: Engine, kept: Kept) -> Retention:
     """As a worker's, long after these beats, which are to be kept for a day."""
     kept.do("INSERT INTO retention VALUES ('heartbeats', 1)")
@@ -387,6 +435,21 @@ def test_a_detached_day_comes_back_without_the_customer(
     job.run_pass()
     ensure_days(worker_engine, [day])
     assert (customers(kept), len(kept.beats())) == ({"bea"}, 9)
+    job.run_pass()
+    assert differences(engine) == []
+    assert read_books(worker_engine, deep=True).problems == []
+
+
+def test_a_detached_day_of_the_customer_alone_comes_back_empty(
+    writer: Writer, owner: Engine, worker_engine: Engine, engine: Engine, kept: Kept
+) -> None:
+    job, day = Job(worker_engine), START.date()
+    writer.write(some_of("anna"))
+    job.run_pass()
+    kept.do(f"ALTER TABLE heartbeats DETACH PARTITION {day_table(day)}")
+    assert erase(owner, "anna").beats == 9
+    job.run_pass()
+    ensure_days(worker_engine, [day])
     job.run_pass()
     assert differences(engine) == []
     assert read_books(worker_engine, deep=True).problems == []

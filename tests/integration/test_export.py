@@ -12,6 +12,7 @@ from pyarrow import parquet
 from sqlalchemy import Engine, text
 
 from heartbeat_app.config import Settings
+from heartbeat_app.exceptions import DayGoneError
 from heartbeat_app.models import Heartbeat
 from heartbeat_app.recordings import read
 from heartbeat_app.storage import extract
@@ -89,6 +90,32 @@ def test_pages_hold_each_beat_once(
         done = [page.done for page in pages]
         assert done == sorted(done)
         assert (done[0], done[-1]) == (0, pages[0].total) == (0, 45 * 3600)
+    reading.dispose()
+
+
+@pytest.mark.parametrize("customer_id", [None, "a"])
+@pytest.mark.parametrize("leaves", ["DETACH PARTITION", "DROP"])
+def test_a_day_that_goes_away_meanwhile_is_no_end_of_it(
+    settings: Settings,
+    engine: Engine,
+    kept: Kept,
+    monkeypatch: pytest.MonkeyPatch,
+    customer_id: str | None,
+    leaves: str,
+) -> None:
+    fill(engine)
+    monkeypatch.setattr(extract, "PAGE", 2)
+    reading = make_engine(settings, application_name="export")
+    pages = read_pages(reading, customer_id=customer_id)
+    assert not next(pages).rows
+    assert next(pages).rows
+    table = "heartbeats_2026_01_01"
+    if leaves == "DROP":
+        kept.do(f"DROP TABLE {table}")
+    else:
+        kept.do(f"ALTER TABLE heartbeats DETACH PARTITION {table}")
+    with pytest.raises(DayGoneError, match="2026-01-01 were dropped or detached"):
+        list(pages)
     reading.dispose()
 
 

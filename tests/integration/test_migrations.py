@@ -342,6 +342,27 @@ def test_one_role_may_be_both_without_any_special_right(
     give_back(clean_roles, environ)
 
 
+def test_a_schema_that_is_open_to_everybody_is_told(
+    clean_roles: Engine, empty: dict[str, str]
+) -> None:
+    """It belongs to somebody else where the cluster is older than PostgreSQL 15."""
+    environ = owned_by(clean_roles, empty, "plain_owner")
+    words = "Everybody may create objects in the schema public"
+    url = clean_roles.url.set(database=empty["POSTGRESQL_DATABASE"])
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("ALTER SCHEMA public OWNER TO CURRENT_USER"))
+        connection.execute(text("GRANT ALL ON SCHEMA public TO PUBLIC"))
+        assert words in alembic(alone(environ), "upgrade", "head")
+        connection.execute(text("REVOKE CREATE ON SCHEMA public FROM PUBLIC"))
+        connection.execute(text("GRANT CREATE ON SCHEMA public TO plain_owner"))
+        assert words not in alembic(alone(environ), "upgrade", "head")
+        connection.execute(text("ALTER SCHEMA public OWNER TO pg_database_owner"))
+    engine.dispose()
+    alembic(alone(environ), "downgrade", "base")
+    give_back(clean_roles, environ)
+
+
 def test_what_an_administrator_makes_later_is_granted_then(
     clean_roles: Engine, empty: dict[str, str]
 ) -> None:

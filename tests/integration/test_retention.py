@@ -644,6 +644,25 @@ def test_what_fails_does_not_keep_the_rest_from_being_done(
     assert "finish_detaching() does not exist" in warning.getMessage()
 
 
+def test_a_day_that_cannot_be_dropped_does_not_keep_the_others(
+    writer: Writer,
+    engine: Engine,
+    kept: Tables,
+    make_retention: MakeRetention,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    writer.write(batch_of([on(ago(13)), on(ago(12)), on(TODAY)]))
+    Job(engine).run_pass()
+    kept.do("CREATE VIEW mine AS SELECT * FROM heartbeats_2025_12_19")
+    for _ in range(2):  # detached, and then begun
+        make_retention(beats_for(10)).run_round()
+        assert dropped(kept) == [(ago(13), 1, False), (ago(12), 1, True)]
+    assert "view mine depends on table heartbeats_2025_12_19" in caplog.text
+    kept.do("DROP VIEW mine")
+    make_retention(beats_for(10)).run_round()
+    assert dropped(kept) == [(ago(13), 1, True), (ago(12), 1, True)]
+
+
 # Roll-ups
 
 

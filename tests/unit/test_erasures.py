@@ -40,7 +40,12 @@ ANNA = Erased((b"other", KEY), frozenset({digest_of(KEY, "anna")}), 1)
 def test_what_a_record_names(
     key: bytes | None, value: bytes | None, named: set[str]
 ) -> None:
-    assert customers_named(key, value) == named
+    assert customers_named(key, value, ()) == named
+
+
+def test_what_its_headers_name_counts_too() -> None:
+    headers = [["customer_id", "anna"], ("bea", None), ["x", {"base64": "Yw=="}]]
+    assert customers_named(None, None, headers) == {"customer_id", "anna", "bea", "x"}
 
 
 def test_while_nobody_was_erased_a_batch_stays_as_it_is() -> None:
@@ -51,15 +56,18 @@ def test_while_nobody_was_erased_a_batch_stays_as_it_is() -> None:
 def test_nothing_is_kept_of_what_an_erased_customer_sent() -> None:
     batch = batch_of([beat("bea"), beat("anna"), None, beat("ann")])
     broken = Received(4, b'{"customer_id": "anna"', b"x", [("name", b"anna")])
-    other = Received(5, b'{"customer_id": "anna2"', b"\xff")
-    batch.refused.extend([Refused(broken, REFUSAL), Refused(other, REFUSAL)])  # type: ignore[attr-defined]
+    other = Received(5, b'{"customer_id": "anna2"', b"\xff", [("name", b"\xff")])
+    tagged = Received(6, b"{", None, [("x", None), ("customer_id", b"anna")])
+    batch.refused.extend(  # type: ignore[attr-defined]
+        [Refused(each, REFUSAL) for each in (broken, other, tagged)]
+    )
     after = refuse(batch, ANNA)
     assert [each.customer_id for each in after.beats] == ["bea", "ann"]
     assert [each.offset for each in after.sources] == [0, 3]
     assert after.records == batch.records
     by_offset = {each.record.offset: each for each in after.refused}
-    assert sorted(by_offset) == [1, 2, 4, 5]
-    for offset in (1, 4):
+    assert sorted(by_offset) == [1, 2, 4, 5, 6]
+    for offset in (1, 4, 6):
         each = by_offset[offset]
         assert each.refusal == erasures.REFUSAL
         assert each.refusal.reason == Reason.CUSTOMER_ERASED

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import Future
 from types import SimpleNamespace
 
+import psycopg2
 import pytest
 from faust.types import TP
+from sqlalchemy.exc import OperationalError
 
 from heartbeat_app import watchdog
 from heartbeat_app.lane import Lane
@@ -30,6 +33,7 @@ class Worker:
         self.lane.start(TOPIC, "id", 100, end=100)
         self.lane.start(OTHER, "id", 100, end=100)
         self.writer = SimpleNamespace(signs_of_life=Counter())
+        self.reads = None
         self.writes: dict[TP, Future[None]] = {}
         self.rebalancing = False
         self.rebalancing_count = 1
@@ -54,6 +58,13 @@ class Worker:
 @pytest.fixture
 def worker() -> Worker:
     return Worker()
+
+
+@pytest.fixture
+def well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that answers; and no end to the process of the tests."""
+    monkeypatch.setattr(watchdog, "probe", lambda reads: None)
+    monkeypatch.setattr(Watchdog, "_watch_itself", lambda self: None)
 
 
 def test_nothing_to_do_is_no_standstill(worker: Worker) -> None:
@@ -196,6 +207,53 @@ def test_a_process_that_was_frozen_has_not_stood_still(worker: Worker) -> None:
     assert worker.look(5)[1] is None
     worker.wait(watchdog.STANDSTILL_SECONDS)
     assert worker.look(5)[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("took", "goes_on", "waits"),
+    [
+        # Away: asked again at once, and nobody is ended for standing still.
+        (0.1, [False, False], [0.0, 1.0]),
+        # Too much to read: said, but no reason to ask again and again.
+        (15.0, [True, True], [0.0, 150.0]),
+    ],
+)
+def test_books_that_cannot_be_read_are_said_and_asked_for_again(
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    well: None,
+    took: float,
+    goes_on: list[bool],
+    waits: list[float],
+) -> None:
+    def fail(reads: object) -> None:
+        worker.now += took
+        raise OperationalError("", {}, psycopg2.OperationalError("no such table"))
+
+    monkeypatch.setattr(watchdog, "read_books", fail)
+    for each, wait in zip(goes_on, waits, strict=True):
+        reasons: list[str] = []
+        assert asyncio.run(worker.watchdog._look_at_database(reasons)) == each
+        assert reasons == ["the books could not be read: no such table"]
+        assert worker.watchdog._books_due - worker.now == pytest.approx(wait)
+        worker.now = worker.watchdog._books_due
+
+
+def test_books_that_take_long_are_read_less_often(
+    worker: Worker, well: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(reads: object) -> SimpleNamespace:
+        worker.now += takes.pop()
+        return SimpleNamespace(problems=["a"])
+
+    takes = [5.0, 0.1]
+    monkeypatch.setattr(watchdog, "read_books", read)
+    for wait in (watchdog.BOOKS_SECONDS, 50.0):
+        reasons: list[str] = []
+        assert asyncio.run(worker.watchdog._look_at_database(reasons))
+        assert reasons == ["the books are off: a"]
+        assert worker.watchdog._books_due - worker.now == pytest.approx(wait)
+        worker.now = worker.watchdog._books_due
 
 
 def test_a_look_that_hangs_is_not_ready(worker: Worker) -> None:
