@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
-from bench.beats import make_beats
+from bench.beats import CUSTOMERS, DAY_BEGIN, Window, make_beats
+from bench.contender import Task
 from bench.contenders.ours import Ours
+from bench.formats import plain
 from bench.judge import Spread, ratios
-from bench.measures.backlog import as_figures, run_once
+from bench.measures.backlog import as_figures
 from bench.measures.setting import Setting
-from bench.run import expect
+from bench.run import Outcome, Summary, expect, run
 
 WITHOUT = "none"
 # Each beside the other that it is compared with: the first round begins with the
@@ -25,18 +28,35 @@ VARIANTS = {
 def measure(setting: Setting) -> dict[str, Any]:
     """Rounds of the three."""
     count = setting.records
-    expected = expect(setting.stage, make_beats(count))
+    # As people have them: a beat a second of each.
+    window = Window(DAY_BEGIN, DAY_BEGIN + timedelta(seconds=count / CUSTOMERS))
+    expected = expect(setting.stage, make_beats(count, window))
+    topic = f"a-beat-a-second-{count}"
+    setting.stage.load(topic, map(plain, make_beats(count, window)), count)
     rounds = []
     for number in range(1, setting.rounds + 1):
         figures = {}
         for name in VARIANTS if number % 2 else reversed(VARIANTS):
             worker = Ours() if name == "ours" else Ours(fewer_roll_ups=name)
             setting.progress.tell(f"Round {number}: {VARIANTS[name]}")
-            figures[name] = as_figures(run_once(setting, worker, count, expected))
+            figures[name] = as_figures(_run(setting, worker, topic, window, expected))
             rate = figures[name]["records_per_second"]
             setting.progress.tell(f"  {rate:,.0f} records/s")
         rounds.append(figures)
     return {"records": count, "rounds": rounds}
+
+
+def _run(
+    setting: Setting, worker: Ours, topic: str, window: Window, expected: Summary
+) -> Outcome:
+    stage = setting.stage
+    name = stage.new_name("roll-ups")
+    engine = stage.new_database(name)
+    try:
+        task = Task(stage, name, topic, expected.rows, name, window)
+        return run(worker, task, engine, expected)
+    finally:
+        stage.drop_database(engine)
 
 
 def markdown(figures: dict[str, Any]) -> Sequence[str]:
@@ -49,9 +69,9 @@ def markdown(figures: dict[str, Any]) -> Sequence[str]:
     lines = [
         "## Roll-ups",
         "",
-        f"{figures['records']:,} records of a whole day in one backlog, {len(rounds)} "
-        "rounds. The job works out all 1,440 minutes meanwhile, for which PostgreSQL "
-        "reads each beat again.",
+        f"{figures['records']:,} records in one backlog, a beat a second of "
+        f"{CUSTOMERS:,} customers, {len(rounds)} rounds. The job works out their "
+        "minutes meanwhile, for which PostgreSQL reads each beat again.",
         "",
         "| worker | records/s | against without | CPU s per million |",
         "|---|---|---|---|",
