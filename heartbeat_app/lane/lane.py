@@ -14,7 +14,7 @@ from faust.types import TP
 # What may wait for the agent, so that memory is bounded in bytes: two chunks keep it
 # busy (one being written, one ready), and the sum over all partitions has a limit.
 MAX_WAITING_CHUNKS = 2
-MAX_WAITING_BYTES = 16 * 1024 * 1024
+MAX_WAITING_BYTES = 8 * 1024 * 1024
 # Nothing is read while the topics' ids were not looked up for so long: a process that
 # was frozen would take the records of a topic that was made again for the old one's.
 MAX_ID_AGE_SECONDS = 2.0
