@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import logging
 import os
 import ssl
@@ -59,8 +58,6 @@ MODULES = [
 WRITING_THREADS = 2
 # Questions of people that are answered at once; others wait.
 ASKING_THREADS = 2
-M_MMAP_THRESHOLD = -3  # malloc.h
-MAPPED_BYTES = 128 * 1024
 # Supervisors kill after 10 s.
 STOP_SECONDS = 8.0
 
@@ -234,19 +231,6 @@ class _NoLogins(logging.Filter):
 
 logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
 
-
-def _give_back_freed_buffers() -> None:
-    """Have glibc map large blocks by themselves, and so give them back when freed.
-
-    As it comes it soon takes them from a heap, whose holes it keeps: a worker on a
-    backlog, with buffers of megabytes, took 20 MB more.
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # musl has none
-        libc.mallopt(M_MMAP_THRESHOLD, MAPPED_BYTES)
-
-
-_give_back_freed_buffers()
 
 # Chosen before the first loop is made; FAUST_LOOP=aio and `-L aio` stay possible.
 if "FAUST_LOOP" not in os.environ:

@@ -25,7 +25,7 @@ MAX_CHUNK_RECORDS = 50_000
 MAX_CHUNK_BYTES = 16 * 1024 * 1024
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
 # each partition but for this limit.
-MAX_FETCH_BYTES = 8 * 1024 * 1024
+MAX_FETCH_BYTES = 4 * 1024 * 1024
 # While records come one after the other, Kafka answers when it has so many bytes or
 # after so long: an answer for each record would cost more than storing it. The first
 # after a pause is answered at once.
