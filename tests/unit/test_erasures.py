@@ -57,7 +57,7 @@ def test_nothing_is_kept_of_what_an_erased_customer_sent() -> None:
     batch = batch_of([beat("bea"), beat("anna"), None, beat("ann")])
     broken = Received(4, b'{"customer_id": "anna"', b"x", [("name", b"anna")])
     other = Received(5, b'{"customer_id": "anna2"', b"\xff", [("name", b"\xff")])
-    tagged = Received(6, b"{", None, [("x", None), ("customer_id", b"anna")])
+    tagged = Received(6, b"{", None, [("x", b""), ("customer_id", b"anna")])
     batch.refused.extend(  # type: ignore[attr-defined]
         [Refused(each, REFUSAL) for each in (broken, other, tagged)]
     )

@@ -34,9 +34,10 @@ def test_faust_waits_a_second_only_where_there_are_tables(
         async def recover() -> None:
             recovered.append(None)
 
-        monkeypatch.setattr(app.tables.recovery, "start", recover)
-        await app.tables.on_start()
-        return app.tables._tables_registered.is_set() and bool(recovered)
+        tables: Any = app.tables
+        monkeypatch.setattr(tables.recovery, "start", recover)
+        await tables.on_start()
+        return tables._tables_registered.is_set() and bool(recovered)
 
     monkeypatch.setattr(LaneTableManager, "sleep", sleep)
     monkeypatch.setattr(LaneTableManager, "_update_channels", nothing)
