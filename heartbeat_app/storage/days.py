@@ -125,7 +125,7 @@ def _mark_day(connection: Connection, day: date) -> None:
     All of it: beats may have been deleted meanwhile (see `erase`), even the last one.
     """
     since, until = marks.day_span(day)
-    for at in (tables.heartbeats.c.timestamp, tables.heartbeats_hour_all.c.hour):
+    for at in (tables.heartbeats.c.timestamp, tables.heartbeats_minute_all.c.minute):
         found = select(at).where(at >= since, at < until).limit(1)
         if connection.scalar(found) is not None:
             marks.mark_spans(connection, [(since, until)])
