@@ -231,7 +231,6 @@ class _NoLogins(logging.Filter):
 
 logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
 
-
 # Chosen before the first loop is made; FAUST_LOOP=aio and `-L aio` stay possible.
 if "FAUST_LOOP" not in os.environ:
     mode.loop.use("uvloop")

@@ -181,11 +181,12 @@ class Watchdog(Service):
             self._about_books = [f"the books could not be read: {errors.words(error)}"]
             self._unread = True
         took = self._clock() - began
-        # What broke off because the database went away is tried again at once.
-        pause = 0.0 if self._unread and not again else took / BOOKS_SHARE
-        self._books_due = self._clock() + max(
-            pause, 0 if self._unread else BOOKS_SECONDS
-        )
+        pause = took / BOOKS_SHARE
+        if not self._unread:
+            pause = max(pause, BOOKS_SECONDS)
+        elif not again:  # the database may have gone away just then
+            pause = 0.0
+        self._books_due = self._clock() + pause
         return not self._unread or took >= LOOK_SECONDS
 
     async def _look_at_kafka(self, reasons: list[str]) -> dict[TP, int] | None:

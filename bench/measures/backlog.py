@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.beats import make_beats
+from bench.beats import WHOLE_DAY, Window, make_beats
 from bench.contender import Contender, Task
 from bench.judge import Spread, best, noise_words, ratios
 from bench.measures.setting import Setting
@@ -67,13 +67,26 @@ def records_of(contender: Contender, records: int) -> int:
 def run_once(
     setting: Setting, contender: Contender, count: int, expected: Summary
 ) -> Outcome:
-    """One run on a database of its own, which is dropped afterwards."""
+    """One run with the records of a whole day."""
     stage = setting.stage
     topic = "none" if contender.is_limit else stage.topic(count, contender.format)
+    return run_topic(setting, contender, topic, WHOLE_DAY, expected)
+
+
+def run_topic(
+    setting: Setting,
+    contender: Contender,
+    topic: str,
+    window: Window,
+    expected: Summary,
+) -> Outcome:
+    """One run on a database of its own, which is dropped afterwards."""
+    stage = setting.stage
     name = stage.new_name(contender.name)
     engine = stage.new_database(name)
     try:
-        return run(contender, Task(stage, name, topic, count, name), engine, expected)
+        task = Task(stage, name, topic, expected.rows, name, window)
+        return run(contender, task, engine, expected)
     finally:
         stage.drop_database(engine)
 

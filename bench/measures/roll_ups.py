@@ -7,13 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 from bench.beats import CUSTOMERS, DAY_BEGIN, Window, make_beats
-from bench.contender import Task
 from bench.contenders.ours import Ours
 from bench.formats import plain
 from bench.judge import Spread, ratios
-from bench.measures.backlog import as_figures
+from bench.measures.backlog import as_figures, run_topic
 from bench.measures.setting import Setting
-from bench.run import Outcome, Summary, expect, run
+from bench.run import expect
 
 WITHOUT = "none"
 # Each beside the other that it is compared with: the first round begins with the
@@ -39,24 +38,13 @@ def measure(setting: Setting) -> dict[str, Any]:
         for name in VARIANTS if number % 2 else reversed(VARIANTS):
             worker = Ours() if name == "ours" else Ours(fewer_roll_ups=name)
             setting.progress.tell(f"Round {number}: {VARIANTS[name]}")
-            figures[name] = as_figures(_run(setting, worker, topic, window, expected))
+            figures[name] = as_figures(
+                run_topic(setting, worker, topic, window, expected)
+            )
             rate = figures[name]["records_per_second"]
             setting.progress.tell(f"  {rate:,.0f} records/s")
         rounds.append(figures)
     return {"records": count, "rounds": rounds}
-
-
-def _run(
-    setting: Setting, worker: Ours, topic: str, window: Window, expected: Summary
-) -> Outcome:
-    stage = setting.stage
-    name = stage.new_name("roll-ups")
-    engine = stage.new_database(name)
-    try:
-        task = Task(stage, name, topic, expected.rows, name, window)
-        return run(worker, task, engine, expected)
-    finally:
-        stage.drop_database(engine)
 
 
 def markdown(figures: dict[str, Any]) -> Sequence[str]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from datetime import time as time_of_day
 
 from sqlalchemy import Engine, text
 
-from heartbeat_app.storage.marks import DAY
+from heartbeat_app.storage.marks import DAY, day_span
 from heartbeat_app.storage.spans import END, ORIGIN, connected, in_time, not_rolled_up
 
 # One descent into the index for each customer and day, however many beats they have.
@@ -118,7 +117,7 @@ def list_latest(
     engine: Engine, *, since: datetime, after: str, limit: int
 ) -> list[Latest]:
     """The last beat of each customer that has one since then, by id."""
-    midnight = datetime.combine(since.astimezone(UTC).date(), time_of_day.min, UTC)
+    midnight, _ = day_span(since.astimezone(UTC).date())
     values = {
         "since": midnight,
         "until": "infinity",

@@ -92,11 +92,10 @@ def read_pages(
                 )
                 rows = [(row[0], row[1], row[2]) for row in found]
                 # While this transaction has read the day, it does not go away.
-                if len(rows) < PAGE and (
-                    begin.date() not in days.existing_days(connection)
-                ):
+                is_last = len(rows) < PAGE
+                if is_last and begin.date() not in days.existing_days(connection):
                     raise DayGoneError(begin.date())
-            if len(rows) < PAGE:
+            if is_last:
                 break
             after = rows[-1][1], rows[-1][0]
             yield Page(rows, done + (after[0] - begin).total_seconds(), total)

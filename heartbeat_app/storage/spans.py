@@ -10,14 +10,13 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
-from datetime import time as time_of_day
 from itertools import islice
 
 from sqlalchemy import Connection, Engine
 
 from heartbeat_app.exceptions import TooSlowError
 from heartbeat_app.storage import days
-from heartbeat_app.storage.marks import HOUR, merged
+from heartbeat_app.storage.marks import HOUR, day_span, merged
 from heartbeat_app.storage.questions import ANSWER_SECONDS
 from heartbeat_app.storage.rollup import read_marks
 
@@ -70,20 +69,13 @@ def by_days(
     """The span cut into some that have few enough days each; where there are any."""
     there = iter(
         sorted(
-            day
-            for day in existing
-            if _midnight(day) < until and _midnight(day + timedelta(days=1)) > since
+            span
+            for span in map(day_span, existing)
+            if span[0] < until and span[1] > since
         )
     )
     while some := list(islice(there, DAYS_A_QUERY)):
-        yield (
-            max(since, _midnight(some[0])),
-            min(until, _midnight(some[-1] + timedelta(days=1))),
-        )
-
-
-def _midnight(day: date) -> datetime:
-    return datetime.combine(day, time_of_day.min, UTC)
+        yield max(since, some[0][0]), min(until, some[-1][1])
 
 
 def in_time(spans: Iterable[Span]) -> Iterator[Span]:

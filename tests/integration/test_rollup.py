@@ -321,16 +321,22 @@ def test_a_pass_that_is_stopped_goes_on_later(
     assert marked(engine) == 0
 
 
-def test_an_hour_at_fault_does_not_hold_up_the_others(
-    writer: Writer, job: Job, engine: Engine, kept: Kept
-) -> None:
-    writer.write(batch_of([at(n * 60) for n in range(3)]))
+def make_fail(kept: Kept, *hours: str) -> None:
+    """Let these hours of the day, UTC, be at fault."""
     kept.do(
         "CREATE FUNCTION fail() RETURNS TRIGGER LANGUAGE plpgsql AS"
         " $$BEGIN RAISE EXCEPTION 'this hour is at fault'; END$$",
         "CREATE TRIGGER fail BEFORE INSERT ON heartbeats_hour FOR EACH ROW"
-        " WHEN (NEW.hour = '2026-01-01 14:00Z') EXECUTE FUNCTION fail()",
+        " WHEN (extract(hour FROM NEW.hour AT TIME ZONE 'UTC')"
+        f" IN ({', '.join(hours)})) EXECUTE FUNCTION fail()",
     )
+
+
+def test_an_hour_at_fault_does_not_hold_up_the_others(
+    writer: Writer, job: Job, engine: Engine, kept: Kept
+) -> None:
+    writer.write(batch_of([at(n * 60) for n in range(3)]))
+    make_fail(kept, "14")
     with pytest.raises(DBAPIError, match="this hour is at fault"):
         job.run_pass()
     assert {row[1].hour for row in rows(engine, "heartbeats_hour")} == {12, 13}
@@ -352,13 +358,7 @@ def test_hours_that_take_a_whole_pass_leave_the_others_their_turn(
     """Also when they fail at the end of it, time and again."""
     monkeypatch.setattr(rollup, "PASS_SECONDS", 0.0)
     writer.write(batch_of([at(n * 60) for n in range(4)]))
-    kept.do(
-        "CREATE FUNCTION fail() RETURNS TRIGGER LANGUAGE plpgsql AS"
-        " $$BEGIN RAISE EXCEPTION 'this hour is at fault'; END$$",
-        "CREATE TRIGGER fail BEFORE INSERT ON heartbeats_hour FOR EACH ROW"
-        " WHEN (extract(hour FROM NEW.hour AT TIME ZONE 'UTC')"
-        f" IN {at_fault}) EXECUTE FUNCTION fail()",
-    )
+    make_fail(kept, *map(str, at_fault))
     failures = 0
     for _ in range(6):
         try:
