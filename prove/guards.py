@@ -233,6 +233,18 @@ GUARDS = {guard.name: guard for guard in (
         ),
     ),
     Guard(
+        "end-idle-transactions",
+        "a frozen worker does not keep the roll-ups from the others",
+        "frozen-in-a-pass",
+        (
+            Patch(
+                "heartbeat_app/storage/engine.py",
+                "IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000",
+                "IDLE_IN_TRANSACTION_TIMEOUT_MS = 3_600_000",
+            ),
+        ),
+    ),
+    Guard(
         "an-outage-is-no-bad-record",
         "only what a row holds makes it a dead letter, by SQLSTATE and constraint",
         "migrated-meanwhile",

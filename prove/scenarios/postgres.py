@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg2
 
+from heartbeat_app.storage.rollup import ADVISORY_LOCK
 from prove.backup import Backup
 from prove.disk import SmallDisk
 from prove.proxy import Proxy
@@ -252,6 +253,68 @@ def freeze_inside_copy(world: World, worker: Worker, proxy: Proxy) -> None:
         worker.resume()
         world.pause(0.0, 0.3)
     raise AssertionError("the worker was never frozen inside COPY")
+
+
+@scenario(
+    "a worker frozen in its pass of the roll-ups, which one at a time may run, "
+    "and thawed"
+)
+def frozen_in_a_pass(world: World) -> None:
+    feed = world.stream(workers=2, rate=2_000)
+    longest = 0.0
+    for _ in range(2):
+        victim = freeze_in_a_pass(world)
+        world.did("SIGSTOP of a worker in its pass of the roll-ups")
+        frozen = time.monotonic()
+        newest = world.scalar("SELECT max(id) FROM rollup_marks")
+        await_rolled_up(world, newest)
+        longest = max(longest, time.monotonic() - frozen)
+        victim.resume()
+        world.did("SIGCONT, another worker having rolled up")
+        world.pause(2.0, 4.0)
+    world.note("rolled up by the other worker after", f"{longest:.0f} s")
+    feed.stop()
+    require_logged(world, "The roll-ups stopped short")
+    world.workers_roll_up = True
+
+
+def await_rolled_up(world: World, newest: int) -> None:
+    """Wait as long as roll-ups may take: until no mark up to this one is left."""
+    left = "SELECT count(*) FROM rollup_marks WHERE id <= :newest"
+    world.wait_until(
+        lambda: not world.scalar(left, newest=newest),
+        "another worker rolled up what was marked until then",
+        seconds=60.0,
+    )
+
+
+def freeze_in_a_pass(world: World) -> Worker:
+    """SIGSTOP of the worker whose pass has begun and has not committed."""
+    pass_waits = (
+        "SELECT client_port FROM pg_stat_activity"
+        " WHERE application_name = 'heartbeat_app maintenance'"
+        " AND wait_event_type = 'Lock' AND query LIKE '%roll_up_minutes%'"
+    )
+    pass_is_open = (
+        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
+        " WHERE locktype = 'advisory' AND objid = :lock"
+        " AND state = 'idle in transaction' AND client_port = :port"
+    )
+    for _ in range(10):
+        # A pass is over in an instant: it has to wait, for less than its time-out.
+        with holding(world, "LOCK TABLE heartbeats_minute_all"):
+            port = world.wait_until(
+                lambda: world.scalar(pass_waits), "a pass has begun"
+            )
+            [victim] = [each for each in world.workers if port in world.ports_of(each)]
+            victim.pause()
+        # What PostgreSQL works on ends by itself; the transaction stays open.
+        for _ in range(20):
+            if world.scalar(pass_is_open, port=port, lock=ADVISORY_LOCK):
+                return victim
+            world.pause(0.1, 0.1)
+        victim.resume()
+    raise AssertionError("no worker was ever frozen in a pass")
 
 
 @scenario("rows of the ledger locked for 60 s by a session that cannot be ended")
