@@ -74,6 +74,9 @@ class Rules:
         )
 
 
+_TOO_DEEP = Refusal(Reason.NESTED_TOO_DEEPLY, "The JSON is nested too deeply.")
+
+
 def check(value: bytes | None, rules: Rules) -> Heartbeat | Refusal:
     """Decide one record: any bytes give a beat or a refusal, never an exception."""
     if not value:
@@ -81,8 +84,13 @@ def check(value: bytes | None, rules: Rules) -> Heartbeat | Refusal:
     try:
         beat = models.decode(value)
         value.decode()  # the decoder does not look into fields that it ignores
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        return _explain(value, error)
+    except (msgspec.MsgspecError, ValueError) as error:
+        try:
+            return _explain(value, error)
+        except RecursionError:  # the decoder passed over what it ignores
+            return _TOO_DEEP
+    except RecursionError:
+        return _TOO_DEEP
     if "\x00" in beat.customer_id:
         return Refusal(
             Reason.CUSTOMER_ID_CHARACTERS,
@@ -113,8 +121,6 @@ def _check_timestamp(timestamp: datetime, rules: Rules) -> Refusal | None:
 
 def _explain(value: bytes, error: Exception) -> Refusal:
     """Say in words and a code what the decoder refused."""
-    if isinstance(error, RecursionError):
-        return Refusal(Reason.NESTED_TOO_DEEPLY, "The JSON is nested too deeply.")
     try:
         found: Any = json.loads(
             value.decode(),
@@ -128,8 +134,6 @@ def _explain(value: bytes, error: Exception) -> Refusal:
             f"The value is not UTF-8: byte {wrong.start} of {len(value)} "
             f"is 0x{value[wrong.start]:02x}.",
         )
-    except RecursionError:
-        return Refusal(Reason.NESTED_TOO_DEEPLY, "The JSON is nested too deeply.")
     except ValueError as wrong:
         return Refusal(Reason.NOT_JSON, f"The value is not JSON: {wrong}.")
     if not isinstance(found, _Object):

@@ -197,6 +197,15 @@ def test_refuses_with_reason_and_words(
     assert (found.reason, words in found.detail) == (reason, True), found
 
 
+@pytest.mark.parametrize("depth", range(100, 1_300, 100))
+def test_refuses_whatever_it_takes_to_say_why(depth: int) -> None:
+    """To explain a record goes deeper into it than the decoder went."""
+    deep = '{"a": ' * depth + "1" + "}" * depth
+    more = f', "x": "\\ud800", "y": {deep}'
+    found = refusal(record(more=more))
+    assert found.reason in {Reason.NOT_JSON, Reason.NESTED_TOO_DEEPLY}
+
+
 def test_refuses_what_lies_before_the_retention() -> None:
     rules = Rules.at(NOW, max_future_seconds=300, retention_days=30)
     too_old = record(timestamp='"2025-12-02T11:59:59.999999Z"')
