@@ -95,8 +95,11 @@ class LaneConsumer(driver.Consumer):
     def done(self, chunks: Iterable[Chunk]) -> None:
         """Have what was stored committed, and make room for the next chunks."""
         for chunk in chunks:
-            self.lane.release(chunk.tp, chunk.position)
-            self._acked[chunk.tp].append(chunk.position - 1)
+            # Of one that was sought meanwhile the ledger knows; another chunk may end
+            # at the same offset by now.
+            if self.lane.is_current(chunk.tp, chunk.epoch):
+                self.lane.release(chunk.tp, chunk.position)
+                self._acked[chunk.tp].append(chunk.position - 1)
         self.wake()
 
     def wake(self) -> None:
@@ -145,7 +148,7 @@ class LaneConsumer(driver.Consumer):
         read before becomes stale.
 
         Raises:
-            IllegalStateError: A partition was taken away meanwhile.
+            IllegalStateError: A partition was taken away meanwhile, or is about to be.
         """
         if not tps:
             return {}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import aiokafka
 from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka.errors import ConsumerStoppedError, IllegalStateError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -80,8 +80,12 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         What is committed is a hint only, and a stop has 8 s in all: it would wait as
         long as aiokafka asks a coordinator that does not answer.
         """
-        with suppress(TimeoutError):
-            return await asyncio.wait_for(super()._commit(offsets), COMMIT_SECONDS)
+        # aiokafka takes nothing to commit for a fault, at which Faust ends the worker:
+        # all of it may have been taken away since this was asked for.
+        ours = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
+        if ours:
+            with suppress(TimeoutError):
+                return await asyncio.wait_for(super()._commit(ours), COMMIT_SECONDS)
         return False
 
     def _create_worker_consumer(self, transport: Any) -> Any:
@@ -105,9 +109,14 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         """Go on reading there.
 
         Raises:
-            IllegalStateError: A partition is not assigned any more.
+            IllegalStateError: A partition is not assigned any more, or the group is
+                about to assign all of them anew.
         """
         consumer = self._ensure_consumer()
+        # Until then aiokafka goes on with those that were ours; the lane has forgotten
+        # them, and would wait for ever for those that become another's.
+        if consumer._fetcher._subscriptions.reassignment_in_progress:
+            raise IllegalStateError("the group is assigning its partitions anew")
         for tp, start in starts.items():
             aiotp = driver.ensure_aiokafka_TP(tp)
             consumer.seek(aiotp, start.offset)

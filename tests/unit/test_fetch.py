@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
+from aiokafka.errors import IllegalStateError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 from faust.types import TP
@@ -154,6 +155,27 @@ async def test_what_a_seek_overtook_is_dropped(reader: Reader) -> None:
     await reader.seek(90)
     assert reader.take() is None
     assert not reader.fetcher._records  # so that it is fetched again
+
+
+async def test_a_seek_while_the_group_assigns_anew_brings_nothing_back(
+    reader: Reader,
+) -> None:
+    """Until then aiokafka still has what was ours, and may be another's by then."""
+    await reader.seek(100)
+    reader.lane.forget({BEATS})
+    reader.subscriptions._subscription = None  # as at a rebalance's begin
+    with pytest.raises(IllegalStateError):
+        await reader.seek(100)
+    assert not reader.lane.partitions
+    reader.assign()
+    await reader.seek(100)
+    assert reader.lane.partitions
+
+
+async def test_nothing_to_commit_is_no_fault(reader: Reader) -> None:
+    """All of it may be another's by now; aiokafka raises, which ends the worker."""
+    reader.thread.assignment = set
+    assert await reader.thread._commit({BEATS: 7}) is False
 
 
 async def test_kafka_waits_for_more_only_while_records_keep_coming(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import Any
 
 import pytest
 from faust.types import TP
 
-from heartbeat_app.lane import fetch
+from heartbeat_app.lane import Chunk, Lane, fetch
 from heartbeat_app.lane.consumer import LaneConsumer
 from heartbeat_app.lane.fetch import LaneThread
 
@@ -29,6 +30,36 @@ async def test_a_stop_ends_the_question_where_to_go_on() -> None:
     question.cancel()
     await asyncio.wait({question}, timeout=2)
     assert question.cancelled()
+
+
+def test_what_a_seek_overtook_leaves_the_books_of_the_new_chunk_alone() -> None:
+    """Both end at the same offset: its room would be given away twice."""
+    beats = TP("beats", 0)
+    consumer: Any = LaneConsumer.__new__(LaneConsumer)
+    lane = consumer.lane = Lane({"beats"}, ledger=None, topic_ids=lambda topics: {})  # type: ignore[arg-type]
+    consumer._acked = defaultdict(list)
+    consumer.wake = lambda: None
+    lane.start(beats, "id", 100, end=200)
+    old = make_chunk(lane, beats, 100, 200)
+    lane.start(beats, "id", 100, end=200)
+    new = make_chunk(lane, beats, 100, 200)
+    consumer.done([old])
+    assert lane.partitions[beats].waiting == {200: 1}
+    assert lane.partitions[beats].done == 100
+    assert not consumer._acked
+    consumer.done([new])
+    assert lane.partitions[beats].waiting == {}
+    assert consumer._acked == {beats: [199]}
+
+
+def make_chunk(lane: Lane, tp: TP, asked: int, position: int) -> Chunk:
+    """A chunk that was handed out."""
+    lane.partitions[tp].waiting[position] = 1
+    return Chunk(
+        topic=tp.topic, topic_id="id", partition=tp.partition, asked=asked,
+        position=position, missing=0, end_offset=position, records=[], size=1,
+        epoch=lane.partitions[tp].epoch,
+    )  # fmt: skip
 
 
 async def test_a_coordinator_that_does_not_answer_does_not_hold_up_the_stop(
