@@ -15,6 +15,7 @@ from faust.types import TP
 from sqlalchemy.exc import OperationalError
 
 from heartbeat_app import watchdog
+from heartbeat_app.kafka import LogRange, TopicLog
 from heartbeat_app.lane import Lane
 from heartbeat_app.lane.app import LANE_SETTINGS
 from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
@@ -38,6 +39,7 @@ class Worker:
         self.rebalancing = False
         self.rebalancing_count = 1
         self.consumer = SimpleNamespace(generation=1)
+        self.admin: SimpleNamespace | None = None
         self.watchdog = Watchdog(self, clock=lambda: self.now)
 
     def look(self, lag: int | None, *, database: bool = True) -> tuple[str, str | None]:
@@ -71,6 +73,17 @@ def test_nothing_to_do_is_no_standstill(worker: Worker) -> None:
     worker.look(0)
     worker.wait(10_000)
     assert worker.look(0) == ("", None)
+
+
+async def test_what_fell_out_of_the_log_is_not_waited_for(worker: Worker) -> None:
+    """It is booked with the first record behind it, which may never come."""
+    logs = {
+        "beats": TopicLog("beats", "id", {0: LogRange(150, 150), 1: LogRange(20, 130)})
+    }
+    worker.admin = SimpleNamespace(topic_logs=lambda topics: logs)
+    worker.watchdog._watch_itself = lambda: None  # type: ignore[method-assign]
+    lags = await worker.watchdog._look_at_kafka([])
+    assert lags == {TOPIC: 0, OTHER: 30}
 
 
 def test_lag_without_a_move_is_not_ready_and_then_the_end(worker: Worker) -> None:
