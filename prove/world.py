@@ -367,7 +367,7 @@ class World:
     def last_words(self) -> str:
         """The ends of the workers' logs."""
         return "\n".join(
-            f"{worker.log_path.name}:\n{worker.log()[-1500:]}"
+            f"{worker.log_path.name}:\n{worker.log()[-6000:]}"
             for worker in self.workers
         )
 
@@ -382,7 +382,10 @@ class World:
                 read, "all that was sent is read", seconds=self.settled_within
             )
         except AssertionError as error:
-            self.outcome.complaints.append(f"{error}; {self.lag()} are left")
+            self.outcome.complaints += [
+                f"{error}; {self.lag()} are left",
+                self.last_words(),
+            ]
         else:
             if self.workers_roll_up:
                 self._wait_for_rollups()
