@@ -87,13 +87,13 @@ class Admin:
     def __init__(self, settings: Settings) -> None:
         self._last_error: KafkaError | None = None
         self._without_ids: set[str] = set()
-        config: dict[str, Any] = {
+        self._config: dict[str, Any] = {
             **client_config(settings),
             "error_cb": self._on_error,
             # Errors are raised; its own lines on stderr would only repeat them.
             "log_level": 0,
         }
-        self._client = AdminClient(config)
+        self._client = AdminClient(self._config)
 
     def topic_ids(self, topics: Collection[str]) -> dict[str, str]:
         """The ids of those of the topics that exist."""
@@ -126,15 +126,32 @@ class Admin:
     def topic_config(self, topic: str) -> dict[str, str]:
         """The topic's configuration, with what it has from the broker."""
         resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-        future = self._client.describe_configs(
-            [resource], request_timeout=REQUEST_TIMEOUT_SECONDS
-        )[resource]
-        return {name: entry.value for name, entry in future.result().items()}
+        with self._asking() as client:
+            future = client.describe_configs(
+                [resource], request_timeout=REQUEST_TIMEOUT_SECONDS
+            )[resource]
+            return {name: entry.value for name, entry in future.result().items()}
 
     def why(self) -> str:
         """The last thing that went wrong with a connection, after a time-out."""
         self._client.poll(0)  # serves _on_error
         return self._last_error.str() if self._last_error else ""
+
+    @contextmanager
+    def _asking(self) -> Iterator[AdminClient]:
+        """The client to ask; another from the next question on where it timed out.
+
+        One that was told of no broker, as by brokers that had been frozen, may not look
+        for them again before its metadata are old, which takes minutes.
+        """
+        client = self._client
+        try:
+            yield client
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._TIMED_OUT:
+                client.poll(0)  # serves _on_error
+                self._client = AdminClient(self._config)
+            raise
 
     def _on_error(self, error: KafkaError) -> None:
         # "All brokers are down" follows the error that says why, and hides it.
@@ -144,16 +161,18 @@ class Admin:
     def _describe(self, topics: Collection[str]) -> Iterator[tuple[str, _Described]]:
         if not topics:
             return
-        futures = self._client.describe_topics(
-            TopicCollection(sorted(topics)), request_timeout=REQUEST_TIMEOUT_SECONDS
-        )
-        for topic, future in futures.items():
-            try:
-                found = future.result()
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    continue
-                raise
+        described = {}
+        with self._asking() as client:
+            futures = client.describe_topics(
+                TopicCollection(sorted(topics)), request_timeout=REQUEST_TIMEOUT_SECONDS
+            )
+            for topic, future in futures.items():
+                try:
+                    described[topic] = future.result()
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+        for topic, found in described.items():
             # Written as Kafka's own tools do: URL-safe.
             topic_id = str(found.topic_id).translate(_URL_SAFE)
             if topic_id == _NO_ID:
@@ -175,15 +194,16 @@ class Admin:
     ) -> dict[tuple[str, int], int]:
         if not wanted:
             return {}
-        futures = self._client.list_offsets(
-            dict.fromkeys(wanted, which),
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=REQUEST_TIMEOUT_SECONDS,
-        )
-        return {
-            (tp.topic, tp.partition): future.result().offset
-            for tp, future in futures.items()
-        }
+        with self._asking() as client:
+            futures = client.list_offsets(
+                dict.fromkeys(wanted, which),
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=REQUEST_TIMEOUT_SECONDS,
+            )
+            return {
+                (tp.topic, tp.partition): future.result().offset
+                for tp, future in futures.items()
+            }
 
 
 @dataclass(frozen=True, slots=True)

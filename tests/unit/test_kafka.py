@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer, Uuid
 
+from heartbeat_app import kafka
 from heartbeat_app.config import load_settings
 from heartbeat_app.exceptions import CommandError
 from heartbeat_app.kafka import Admin, client_config, explained
@@ -97,6 +98,17 @@ def test_ids_are_written_as_kafkas_own_tools_do(
 ) -> None:
     admin = make_admin(monkeypatch, Uuid(-1, -4))
     assert admin.topic_ids(["beats"]) == {"beats": "_" * 21 + "A"}
+
+
+def test_who_found_nobody_asks_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that lost sight of all brokers may be blind for minutes."""
+    monkeypatch.setattr(kafka, "REQUEST_TIMEOUT_SECONDS", 0.2)
+    admin = Admin(load_settings(REQUIRED, Path("/nonexistent")))
+    before = admin._client
+    with pytest.raises(KafkaException, match="_TIMED_OUT"):
+        admin.topic_ids(["beats"])
+    assert admin._client is not before
+    assert "127.0.0.1:1" in admin.why()
 
 
 def test_where_there_are_no_ids_the_name_stands_for_it_and_that_is_said_once(
