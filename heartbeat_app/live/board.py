@@ -17,18 +17,18 @@ class Customer:
 
     Attributes:
         number: The place in the order.
-        at: Timestamp of the last beat, in seconds since 1970, as its device told it.
-        at_ms: The same in milliseconds, but not later than it was first seen: a
-            device whose clock is ahead must not look fresh for longer.
+        latest: The latest timestamp, in seconds since 1970, as a device told it.
+        at_ms: When the last beat was, in milliseconds, and not later than it was first
+            seen: a device whose clock is ahead must not look fresh for longer.
         lows, highs: Rates by slot modulo SLOTS; 0: no beat.
         slot: The newest slot with a beat.
     """
 
     __slots__ = (
-        "at",
         "at_ms",
         "customer_id",
         "highs",
+        "latest",
         "lows",
         "number",
         "rate",
@@ -38,7 +38,7 @@ class Customer:
     def __init__(self, number: int, customer_id: str) -> None:
         self.number = number
         self.customer_id = customer_id
-        self.at = 0.0
+        self.latest = 0.0
         self.at_ms = 0
         self.rate = 0
         self.slot = 0
@@ -50,9 +50,15 @@ class Customer:
         is_new = heard.slot is not None and self._widen(
             heard.slot, heard.low, heard.high
         )
-        if heard.rate and heard.at > self.at:
-            self.at, self.rate = heard.at, heard.rate
-            self.at_ms = min(int(heard.at * 1000), now_ms)
+        at_ms = int(heard.at * 1000)
+        if heard.rate and (
+            heard.at > self.latest
+            # Once a clock that was ahead is set right; the beat that lay ahead was
+            # seen before, and is not the last one a second time.
+            or (heard.at < self.latest and self.at_ms < at_ms <= now_ms)
+        ):
+            self.latest = max(self.latest, heard.at)
+            self.at_ms, self.rate = min(at_ms, now_ms), heard.rate
             is_new = True
         return is_new
 

@@ -107,6 +107,16 @@ def test_a_clock_that_is_ahead_does_not_stay_fresh(board: Board) -> None:
     assert board.all(NOW + 60)["customers"][0][1] == 60_000
 
 
+def test_a_clock_that_is_set_right_is_heard_at_once(board: Board) -> None:
+    """Not only when the time comes of which the beat was that lay ahead."""
+    ahead = heard(at=NOW + 200, rate=90)
+    board.add([ahead], NOW)
+    right = heard(at=NOW + 5, rate=70)
+    assert board.add([right], NOW + 6)["heard"] == [[0, 1000, 70]]
+    assert board.add([ahead, right], NOW + 7)["heard"] == []
+    assert board.all(NOW + 8)["customers"][0][1:3] == [3000, 70]
+
+
 def test_a_cleared_board_counts_anew(board: Board) -> None:
     board.add([heard("a"), heard("b")], NOW)
     board.clear()
