@@ -52,10 +52,10 @@ def very_slow_database(world: World) -> None:
         for each in range(60_000)
     )
     world.settled_within = 400.0
-    with Proxy(world.postgres.port, bytes_a_second=30_000) as proxy:
+    with Proxy(world.postgres.port, bytes_a_second=20_000) as proxy:
         world.at_end(proxy.close)
         world.start_worker(POSTGRESQL_PORT=str(proxy.port))
-        world.did("the way to PostgreSQL limited to 30 kB/s")
+        world.did("the way to PostgreSQL limited to 20 kB/s")
         world.wait_until(lambda: world.lag() == 0, "all is stored", seconds=400)
         require_logged(world, "too much at once")
         require_no_restart(world)
