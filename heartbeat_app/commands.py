@@ -374,25 +374,27 @@ def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
             err=True,
         )
     stop = StopSignals()
+    noted = False
     with (
         _database("erase", app.settings.owner) as engine,
         ProgressDisplay("Erasing", quiet=_quiet(ctx)) as display,
         stop.caught(),
     ):
 
-        def progress(so_far: Erasure) -> None:
-            display.show(so_far.done, so_far.total, report.erasing(so_far))
+        def go_on() -> None:
             if stop.signal is not None:
                 raise KeyboardInterrupt
 
+        def progress(so_far: Erasure) -> None:
+            nonlocal noted
+            noted = True
+            display.show(so_far.done, so_far.total, report.erasing(so_far))
+            go_on()
+
         try:
-            result = erase(engine, customer, progress)
+            result = erase(engine, customer, progress, go_on)
         except KeyboardInterrupt:
-            click.echo(
-                "Stopped. What was removed is gone, and nothing of the customer is "
-                "stored any more. Run it again to remove the rest.",
-                err=True,
-            )
+            click.echo(report.erasure_stopped(noted=noted), err=True)
             ctx.exit(128 + (stop.signal or signal.SIGINT))
     click.echo(report.erased(result))
     click.echo(_still_in_kafka())

@@ -102,6 +102,22 @@ def erasing(so_far: Erasure) -> str:
     return f"{so_far.done:,} of {so_far.total:,} days and dead letters"
 
 
+def erasure_stopped(*, noted: bool) -> str:
+    """What a person may rely on after an erasure was broken off.
+
+    Where it was not noted yet, an earlier one may have noted the same customer.
+    """
+    if noted:
+        return (
+            "Stopped. What was removed is gone, and nothing of the customer is stored "
+            "any more. Run it again to remove the rest."
+        )
+    return (
+        "Stopped before it began: nothing was removed, and beats of the customer may "
+        "still be stored. Run it again to remove them."
+    )
+
+
 def erased(result: Erasure) -> str:
     """What was removed, and what a person still has to look at."""
     words = (

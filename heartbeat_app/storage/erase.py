@@ -96,14 +96,18 @@ def erase(
     engine: Engine,
     customer_id: str,
     progress: Callable[[Erasure], None] = lambda so_far: None,
+    go_on: Callable[[], None] = lambda: None,
 ) -> Erasure:
     """Remove a customer, and have everything of them refused from now on.
 
     Arguments:
         engine: The owner's.
-        progress: Told after every transaction.
+        progress: Told when the customer is noted, and after every day and batch of
+            letters.
+        go_on: Called before every try of a transaction; raises what is to end it.
     """
-    erasure = Erasure(_patiently(_note, engine, customer_id))
+    erasure = Erasure(_patiently(go_on, _note, engine, customer_id))
+    progress(erasure)
     with engine.connect() as connection:
         # Detached ones, too: they come back with their rows when a beat of them comes.
         tables = sorted(days.day_tables(connection))
@@ -112,18 +116,19 @@ def erase(
         ).one()
     erasure.total = len(tables) + pending
     for name in tables:
-        _patiently(_delete_day, engine, erasure.id, customer_id, name)
+        _patiently(go_on, _delete_day, engine, erasure.id, customer_id, name)
         erasure.done += 1
         progress(erasure)
-    _patiently(_delete_rollups, engine, erasure.id, customer_id)
-    _empty_letters(engine, erasure, customer_id, last or 0, progress)
+    _patiently(go_on, _delete_rollups, engine, erasure.id, customer_id)
+    _empty_letters(engine, erasure, customer_id, last or 0, progress, go_on)
     return _finish(engine, erasure)
 
 
-def _patiently(work: Callable[..., T], *arguments: Any) -> T:
+def _patiently(go_on: Callable[[], None], work: Callable[..., T], *arguments: Any) -> T:
     """Do it again where it only lost against another transaction."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
+        go_on()
         try:
             return work(*arguments)
         except DBAPIError as error:
@@ -204,6 +209,7 @@ def _empty_letters(
     customer_id: str,
     last: int,
     progress: Callable[[Erasure], None],
+    go_on: Callable[[], None],
 ) -> None:
     """Look at all letters up to the id `last`; what came after it came empty."""
     characters = customer_id.encode()
@@ -235,7 +241,7 @@ def _empty_letters(
             elif characters in key + b"\0" + value:
                 erasure.elsewhere.append(letter_id)
         if theirs:
-            _patiently(_empty, engine, erasure.id, theirs)
+            _patiently(go_on, _empty, engine, erasure.id, theirs)
         erasure.done += len(ids)
         progress(erasure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -39,7 +40,7 @@ from tests.storing import (
     cut_short,
     day_table,
 )
-from tests.typed import typed
+from tests.typed import typed, typing
 
 pytestmark = pytest.mark.integration
 
@@ -288,20 +289,22 @@ def test_a_replay_that_began_before_stores_nothing_of_the_customer(
     assert customers(kept) == {"bea"}
 
 
+@pytest.mark.parametrize("days", [0, 2])
 def test_broken_off_it_is_run_again(
-    writer: Writer, owner: Engine, worker_engine: Engine, kept: Kept
+    writer: Writer, owner: Engine, worker_engine: Engine, kept: Kept, days: int
 ) -> None:
     writer.write(with_letters(some_of("anna", "bea"), Received(18, b"{", b"anna")))
 
     def break_off(so_far: Erasure) -> None:
-        if so_far.done == 2:
+        if so_far.done == days:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         erase(owner, "anna", break_off)
-    assert len(kept.beats()) == 9 + 3
+    assert len(kept.beats()) == 9 + 9 - 3 * days
     assert read_books(worker_engine, deep=True).balanced
-    assert kept.all("SELECT beats, finished_at FROM erased_customers") == [(6, None)]
+    noted = kept.all("SELECT beats, finished_at FROM erased_customers")
+    assert noted == [(3 * days, None)]
     assert writer.write(some_of("anna", asked=19)).stored == 0
     assert (erase(owner, "anna").beats, customers(kept)) == (9, {"bea"})
     assert read_books(worker_engine, deep=True).balanced
@@ -531,6 +534,24 @@ def test_the_command_says_what_it_did_and_what_is_left(
     assert "Kafka at 127.0.0.1:1 does not answer" in done.out
     assert "is refused when it is read" in done.out
     assert customers(kept) == set()
+
+
+def test_stopped_before_it_began_it_does_not_say_that_anything_is_gone(
+    environ: dict[str, str], engine: Engine, writer: Writer, kept: Kept
+) -> None:
+    """A dump holds up the erasure: the customer cannot be noted."""
+    writer.write(some_of("anna"))
+    with engine.connect() as dump:
+        dump.execute(text("SELECT FROM erased_customers"))
+        with typing(environ, "erase", "anna", "--yes") as process:
+            kept.waits("heartbeat_app erase")
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert b"Stopped before it began: nothing was removed" in err
+    assert b"is gone" not in err
+    assert not kept.all("SELECT FROM erased_customers")
+    assert len(kept.beats()) == 9
 
 
 def test_a_worker_that_reads_all_again_does_not_bring_the_customer_back(
