@@ -33,7 +33,7 @@ from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import CommandError
 from heartbeat_app.exporting import CSV, PARQUET, Exported, export, whole_file
 from heartbeat_app.kafka import Admin, explained
-from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
+from heartbeat_app.models import why_no_customer_id
 from heartbeat_app.progress import ProgressDisplay
 from heartbeat_app.recordings import read
 from heartbeat_app.sending import Sender, Tally, paced
@@ -50,6 +50,21 @@ from heartbeat_app.validation import Reason, Rules
 # SQLSTATEs
 UNDEFINED_TABLE = "42P01"
 NOT_ALLOWED = "42501"
+
+
+class CustomerId(click.ParamType):
+    """An id that a customer may have."""
+
+    name = "customer"
+
+    def convert(
+        self, value: str, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        """Take it as it is, or end the command with what is wrong with it."""
+        if why := why_no_customer_id(value):
+            self.fail(f"It {why}.", param, ctx)
+        return value
+
 
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON for programs."
@@ -105,6 +120,7 @@ def demo(ctx: click.Context, seconds: float | None, fresh: bool, yes: bool) -> N
 @click.option(
     "--as",
     "customer_id",
+    type=CustomerId(),
     metavar="CUSTOMER",
     help="Send all beats as this customer's.",
 )
@@ -133,11 +149,6 @@ def send(
     """
     if files.count("-") > 1:
         raise click.UsageError("Standard input (-) can be read only once.")
-    if customer_id is not None and not 1 <= len(customer_id) <= MAX_CUSTOMER_ID_LENGTH:
-        raise click.UsageError(
-            f"--as takes 1 to {MAX_CUSTOMER_ID_LENGTH} characters, "
-            f"not {len(customer_id):,}."
-        )
     settings = app.settings
     topic = settings.heartbeats_topic
     admin = Admin(settings)
@@ -352,7 +363,7 @@ def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> Non
 
 
 @cli.command("erase")
-@click.argument("customer", metavar="CUSTOMER")
+@click.argument("customer", metavar="CUSTOMER", type=CustomerId())
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_context
 def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
@@ -362,11 +373,6 @@ def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
     workers refuse what comes again, also out of Kafka. Workers may run meanwhile. It
     connects as the owner of the tables. When it is broken off, run it again.
     """
-    if not 1 <= len(customer) <= MAX_CUSTOMER_ID_LENGTH:
-        raise click.UsageError(
-            f"A customer's id has 1 to {MAX_CUSTOMER_ID_LENGTH} characters, "
-            f"not {len(customer):,}."
-        )
     if not yes:
         click.confirm(
             f"Delete all that is kept of {report.escaped(customer)}, for good?",
@@ -438,7 +444,12 @@ class Instant(click.ParamType):
 @click.argument(
     "path", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True)
 )
-@click.option("--customer", metavar="CUSTOMER", help="Only this customer's beats.")
+@click.option(
+    "--customer",
+    type=CustomerId(),
+    metavar="CUSTOMER",
+    help="Only this customer's beats.",
+)
 @click.option(
     "--from",
     "since",

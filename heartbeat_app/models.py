@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Protocol
@@ -25,6 +26,19 @@ class Heartbeat(msgspec.Struct, frozen=True, gc=False):
     heart_rate: Annotated[
         int, msgspec.Meta(ge=LOWEST_HEART_RATE, le=HIGHEST_HEART_RATE)
     ]
+
+
+def why_no_customer_id(value: str) -> str | None:
+    """What is wrong with an id that a person gave; None: a customer may have it."""
+    if not 1 <= len(value) <= MAX_CUSTOMER_ID_LENGTH:
+        return (
+            f"has {len(value):,} characters; allowed is 1 to {MAX_CUSTOMER_ID_LENGTH}"
+        )
+    # PostgreSQL keeps no NUL, and a lone surrogate is what stands for a byte that was
+    # not UTF-8.
+    if re.search("[\x00\ud800-\udfff]", value):
+        return "holds a character that no id can have"
+    return None
 
 
 decode = msgspec.json.Decoder(Heartbeat).decode

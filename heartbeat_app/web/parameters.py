@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
+from heartbeat_app.models import why_no_customer_id
 from heartbeat_app.storage.history import MAX_POINTS, RAW, STEPS, longest_span
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -146,12 +146,8 @@ def customer_id(value: str, name: str = "customer_id") -> str:
     Raises:
         BadParameterError: None may have it.
     """
-    if not 1 <= len(value) <= MAX_CUSTOMER_ID_LENGTH:
-        raise BadParameterError(
-            name, f"has {len(value):,} characters; allowed is 1 to 255"
-        )
-    if re.search("[\x00\ud800-\udfff]", value):
-        raise BadParameterError(name, "holds a character that no id can have")
+    if why := why_no_customer_id(value):
+        raise BadParameterError(name, why)
     return value
 
 

@@ -554,6 +554,25 @@ def test_stopped_before_it_began_it_does_not_say_that_anything_is_gone(
     assert len(kept.beats()) == 9
 
 
+@pytest.mark.parametrize(
+    ("command", "id", "words"),
+    [
+        (("erase", "--yes"), "M\udcfcller", "a character that no id can have"),
+        (("export", "-", "--customer"), "M\udcfcller", "a character that no id can"),
+        (("erase", "--yes"), "x" * 256, "has 256 characters; allowed is 1 to 255"),
+        (("export", "-", "--customer"), "", "has 0 characters"),
+    ],
+)
+def test_an_id_that_no_customer_can_have_is_refused(
+    environ: dict[str, str], kept: Kept, command: tuple[str, ...], id: str, words: str
+) -> None:
+    """Such as one that was typed in another encoding than UTF-8."""
+    done = typed(environ, *command, id)
+    assert (done.status, done.out) == (2, "")
+    assert words in done.err
+    assert not kept.all("SELECT FROM erased_customers")
+
+
 def test_a_worker_that_reads_all_again_does_not_bring_the_customer_back(
     environ: dict[str, str],
     topic: Topic,
