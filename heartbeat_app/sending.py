@@ -147,7 +147,7 @@ class Sender:
     def send(self, timed: Iterator[tuple[float, Heartbeat | BadLine]]) -> Tally:
         """Send everything at its time; returns when Kafka has answered for all.
 
-        Ends early at a bad line, or at SIGINT or SIGTERM, with what was sent until
+        Ends early at a bad line, or at a signal to stop, with what was sent until
         then. Call it in the main thread.
         """
         with self._stop.caught():

@@ -1,4 +1,7 @@
-"""How a command notices Ctrl-C and `kill`: between two steps, not inside of one."""
+"""How a command notices that it is to stop: between two steps, not inside of one.
+
+By Ctrl-C, `kill`, or a terminal or a connection that is gone.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from types import FrameType
 
 
 class StopSignals:
-    """SIGINT and SIGTERM as a flag, so that no count is torn apart half-way.
+    """Signals as a flag, so that no count is torn apart half-way.
 
     Only where `may_interrupt` is set, around a read that may wait for ever, the signal
     raises KeyboardInterrupt. So does every further one.
     """
 
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -25,7 +28,11 @@ class StopSignals:
     def caught(self) -> Iterator[None]:
         """Catch them inside of the block."""
         before = {
-            number: signal.signal(number, self._on_signal) for number in self._NUMBERS
+            number: signal.signal(number, self._on_signal)
+            for number in self._NUMBERS
+            # Under nohup a command goes on without its terminal.
+            if number != signal.SIGHUP
+            or signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
         }
         try:
             yield

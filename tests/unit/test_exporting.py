@@ -73,22 +73,42 @@ def test_no_beats_are_a_file_too(tmp_path: Path, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", [CSV, PARQUET])
-def test_a_signal_leaves_no_file(tmp_path: Path, format: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_file(
+    tmp_path: Path, number: signal.Signals, format: str
+) -> None:
     def interrupted() -> Iterator[Page]:
-        for number, page in enumerate(pages()):
-            if number == 2:
+        for position, page in enumerate(pages()):
+            if position == 2:
                 assert names(tmp_path)[0].startswith(".beats.")
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
             yield page
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     result = export(interrupted(), whole_file(tmp_path / "beats"), format)
-    assert (result.beats, result.stopped_by) == (8, signal.SIGINT)
+    assert (result.beats, result.stopped_by) == (8, number)
     assert report.exported(result, "beats") == (
         "Stopped after 8 beats. Nothing was kept: no beats."
     )
     assert names(tmp_path) == []
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
+
+
+def test_under_nohup_it_goes_on_when_the_connection_drops(
+    tmp_path: Path,
+) -> None:
+    def hung_up() -> Iterator[Page]:
+        for page in pages():
+            os.kill(os.getpid(), signal.SIGHUP)
+            yield page
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        result = export(hung_up(), whole_file(tmp_path / "beats"), CSV)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (result.beats, result.stopped_by) == (len(ROWS), None)
+    assert names(tmp_path) == ["beats"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
