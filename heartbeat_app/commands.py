@@ -11,7 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +31,14 @@ from heartbeat_app.application import app
 from heartbeat_app.audit import audit
 from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import CommandError
-from heartbeat_app.exporting import CSV, PARQUET, Exported, export, whole_file
+from heartbeat_app.exporting import (
+    CSV,
+    PARQUET,
+    Exported,
+    export,
+    standard_output,
+    whole_file,
+)
 from heartbeat_app.kafka import Admin, explained
 from heartbeat_app.models import why_no_customer_id
 from heartbeat_app.progress import ProgressDisplay
@@ -431,13 +438,12 @@ class Instant(click.ParamType):
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> datetime:
         """Parse it, or end the command with what is allowed."""
-        try:
+        # In UTC the first and the last hours of all times may not be there.
+        with suppress(msgspec.MsgspecError, ValueError, OverflowError):
             instant = msgspec.convert(value, datetime)
-        except (msgspec.MsgspecError, ValueError):
-            instant = None
-        if instant is None or instant.tzinfo is None:
-            self.fail(f"{value!r} is no instant such as 2026-01-01T00:00:00Z.")
-        return instant.astimezone(UTC)
+            if instant.tzinfo is not None:
+                return instant.astimezone(UTC)
+        self.fail(f"{value!r} is no instant such as 2026-01-01T00:00:00Z.")
 
 
 @cli.command("export")
@@ -494,9 +500,7 @@ def export_beats(
 
         result = export(
             read_pages(engine, customer_id=customer, since=since, until=until),
-            nullcontext(sys.stdout.buffer)
-            if to_stream
-            else whole_file(Path(path), replace=force),
+            standard_output() if to_stream else whole_file(Path(path), replace=force),
             format,
             progress,
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -103,6 +105,30 @@ def whole_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def standard_output() -> Iterator[BinaryIO]:
+    """Standard output, which has everything when the block ends without an exception.
+
+    Raises:
+        CommandError: It cannot be written.
+        BrokenPipeError: Nobody reads it any more, which is for the caller's caller.
+    """
+    descriptor = sys.stdout.fileno()
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        # What was not written would be tried, and told, once more as Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+        raise CommandError(
+            f"Cannot write standard output: {error.strerror}."
+        ) from error
 
 
 def _refuse_existing(path: Path, replace: bool) -> None:

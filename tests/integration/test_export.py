@@ -28,6 +28,7 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 IDS = ["a", "A", "a\nb", "ä", "'; --", '"', "z" * 255]
 ULIMIT = ("sh", "-c", f'ulimit -f 8; exec {HEARTBEAT_APP[0]} "$@"', "sh")
+TO_FULL_DISK = ("sh", "-c", f'exec {HEARTBEAT_APP[0]} "$@" > /dev/full', "sh")
 
 
 def fill(engine: Engine, count: int = 300) -> list[Row]:
@@ -141,9 +142,29 @@ def test_a_customers_or_a_periods_beats_in_both_formats(
     path.write_text(done.out)
     assert csv_rows(path) == mine
 
-    done = typed(environ, "export", "--from", "yesterday", "-")
+
+@pytest.mark.parametrize(
+    "instant",
+    ["yesterday", "9999-12-31T23:59:59-05:00", "0001-01-01T00:00:00+01:00"],
+)
+def test_an_instant_that_there_is_not_in_utc_is_refused(
+    environ: dict[str, str], instant: str
+) -> None:
+    done = typed(environ, "export", "--from", instant, "-")
     assert done.status == 2
-    assert "'yesterday' is no instant such as 2026-01-01T00:00:00Z" in done.err
+    assert f"'{instant}' is no instant such as 2026-01-01T00:00:00Z" in done.err
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_a_disk_that_is_full_behind_standard_output_is_told(
+    environ: dict[str, str], engine: Engine, format: str
+) -> None:
+    fill(engine)
+    done = typed(environ, "export", "-", "--format", format, program=TO_FULL_DISK)
+    assert (done.status, done.err) == (
+        1,
+        "Error: Cannot write standard output: No space left on device.\n",
+    )
 
 
 def test_ctrl_c_says_that_nothing_was_kept(
