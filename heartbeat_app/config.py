@@ -72,6 +72,13 @@ def _topic(value: str) -> str:
     return value
 
 
+def _group(value: str) -> str:
+    # Faust makes topics whose names begin with it, up to -__assignor-__leader.
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,229}", value) or value in {".", ".."}:
+        raise _Invalid("1 to 229 letters, digits, '.', '_' and '-'")
+    return value
+
+
 def _servers(value: str) -> str:
     for server in value.split(","):
         host, _, port = server.strip().rpartition(":")
@@ -169,7 +176,7 @@ class Settings:
         _file, "The client certificate's key (PEM).", default=None
     )
     kafka_group_id: str = _setting(
-        _topic,  # Faust makes topics whose names begin with it
+        _group,
         "Consumer group; also the Faust app's id.",
         default="heartbeat_app",
     )

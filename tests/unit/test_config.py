@@ -99,7 +99,7 @@ WRONG = {
     "KAFKA_SSL_CAFILE": ["/nonexistent/ca.pem", "/"],
     "KAFKA_SSL_CERTFILE": ["/nonexistent/cert.pem"],
     "KAFKA_SSL_KEYFILE": ["/nonexistent/key.pem"],
-    "KAFKA_GROUP_ID": ["a b", "é", "a" * 250],
+    "KAFKA_GROUP_ID": ["a b", "é", "..", "a" * 230],
     "HEARTBEATS_TOPIC": [".", "..", "a b", "a/b", "é", "a" * 250],
     "HEARTBEATS_PARTITIONS": ["0", "10001", "four"],
     "SYNTHETIC_CUSTOMERS": ["-1", "1000001", "1,000", "many"],
@@ -139,6 +139,12 @@ def test_all_wrong_settings_are_named_at_once() -> None:
     assert "WEB_PORT" in words
     assert "RETENTION_DAYS" in words
     assert "POSTGRESQL_PORT" not in words
+
+
+def test_a_group_leaves_room_for_the_names_of_fausts_topics() -> None:
+    longest = "a" * 229
+    assert load({"KAFKA_GROUP_ID": longest}).kafka_group_id == longest
+    assert load({"HEARTBEATS_TOPIC": f"{longest}-__assignor-__leader"})
 
 
 @pytest.mark.parametrize("protocol", ["SASL_PLAINTEXT", "SASL_SSL"])
