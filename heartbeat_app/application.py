@@ -29,6 +29,7 @@ from tenacity import (
 from heartbeat_app.access import Access
 from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings, load_settings
+from heartbeat_app.exceptions import ConfigurationError
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
 from heartbeat_app.live.feed import Feed
@@ -203,15 +204,13 @@ class HeartbeatApp(LaneApp):
 
 
 def credentials(settings: Settings) -> CredentialsT | None:
-    """Faust's form of the Kafka security settings."""
+    """Faust's form of the Kafka security settings.
+
+    Raises:
+        ConfigurationError: A file cannot be read, or is not what it should be.
+    """
     protocol = settings.kafka_security_protocol
-    context = None
-    if protocol.endswith("SSL"):
-        context = ssl.create_default_context(cafile=settings.kafka_ssl_cafile)
-        if settings.kafka_ssl_certfile is not None:
-            context.load_cert_chain(
-                settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
-            )
+    context = _tls(settings) if protocol.endswith("SSL") else None
     if protocol.startswith("SASL"):
         return faust.SASLCredentials(
             username=settings.kafka_sasl_username,
@@ -220,6 +219,28 @@ def credentials(settings: Settings) -> CredentialsT | None:
             ssl_context=context,
         )
     return faust.SSLCredentials(context) if context is not None else None
+
+
+def _tls(settings: Settings) -> ssl.SSLContext:
+    ca = settings.kafka_ssl_cafile
+    certificate, key = settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:  # an SSLError is one, too
+        raise ConfigurationError(
+            f"KAFKA_SSL_CAFILE is {ca!r}; allowed is a readable file with CA "
+            f"certificates (PEM): {error}"
+        ) from error
+    if certificate is not None:
+        try:
+            context.load_cert_chain(certificate, key)
+        except OSError as error:
+            raise ConfigurationError(
+                f"KAFKA_SSL_CERTFILE is {certificate!r} and KAFKA_SSL_KEYFILE is "
+                f"{key!r}; allowed are readable files with a certificate and its key "
+                f"(PEM): {error}"
+            ) from error
+    return context
 
 
 class _NoLogins(logging.Filter):

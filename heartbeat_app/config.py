@@ -310,8 +310,11 @@ def load_settings(
         except _Invalid as allowed:
             was = "(hidden)" if setting.metadata["secret"] else repr(value)
             wrong.append(f"{name} is {was}; allowed is {allowed}")
-    owner = ("POSTGRESQL_OWNER_USERNAME", "POSTGRESQL_OWNER_PASSWORD")
-    for name, other in (owner, owner[::-1]):
+    pairs = (
+        ("POSTGRESQL_OWNER_USERNAME", "POSTGRESQL_OWNER_PASSWORD"),
+        ("KAFKA_SSL_CERTFILE", "KAFKA_SSL_KEYFILE"),
+    )
+    for name, other in (each for pair in pairs for each in (pair, pair[::-1])):
         if name.lower() in values and other.lower() not in values:
             wrong.append(f"{other} is not set; {name} needs it")
     if values.get("kafka_security_protocol", "").startswith("SASL"):

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, text
@@ -86,6 +87,22 @@ def test_a_wrong_setting_is_named(environ: dict[str, str]) -> None:
         assert "POSTGRESQL_DATABASE is not set" in printed
         assert "Traceback" not in printed
         assert environ["POSTGRESQL_PASSWORD"] not in printed
+
+
+@pytest.mark.parametrize(
+    "names", [("KAFKA_SSL_CAFILE",), ("KAFKA_SSL_CERTFILE", "KAFKA_SSL_KEYFILE")]
+)
+def test_a_file_that_is_no_certificate_is_named(
+    environ: dict[str, str], tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    file = tmp_path / "client.pem"
+    file.write_text("-----BEGIN NOTHING-----")
+    files = dict.fromkeys(names, str(file))
+    wrong = {**environ, "KAFKA_SECURITY_PROTOCOL": "SSL", **files}
+    printed = run(wrong, "heartbeat_app", "books", status=1)
+    for name in names:
+        assert f"{name} is '{file}'" in printed
+    assert "Traceback" not in printed
 
 
 def test_the_pages_count_records(

@@ -177,6 +177,15 @@ def test_an_owner_needs_a_user_and_a_password(given: str) -> None:
     )
 
 
+@pytest.mark.parametrize("given", ["CERTFILE", "KEYFILE"])
+def test_a_certificate_needs_its_key(tmp_path: Path, given: str) -> None:
+    file = tmp_path / "client.pem"
+    file.touch()
+    other = "CERTFILE" if given == "KEYFILE" else "KEYFILE"
+    words = why_refused({f"KAFKA_SSL_{given}": str(file)})
+    assert f"KAFKA_SSL_{other} is not set; KAFKA_SSL_{given} needs it" in words
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
