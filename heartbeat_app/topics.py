@@ -19,6 +19,9 @@ FINAL = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.CLUSTER_AUTHORIZATION_FAILED,
     KafkaError.POLICY_VIOLATION,
+    # The name, which is another topic's to Kafka: it takes `.` for `_`.
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.INVALID_PARTITIONS,
 }
 
 
@@ -26,7 +29,7 @@ def ensure_topic(settings: Settings) -> None:
     """Make the topic with HEARTBEATS_PARTITIONS partitions, unless it is there.
 
     Raises:
-        ConfigurationError: It is not there, and this user may not make it.
+        ConfigurationError: It is not there, and cannot be made.
         KafkaException: Kafka does not answer; ask again.
     """
     name = settings.heartbeats_topic
@@ -42,8 +45,9 @@ def ensure_topic(settings: Settings) -> None:
             return
         if code in FINAL:
             raise ConfigurationError(
-                f"The topic {name} (HEARTBEATS_TOPIC) does not exist and may not be "
-                f"made: {error.args[0].str()}. Make it, or allow it."
+                f"The topic {name} (HEARTBEATS_TOPIC) does not exist and cannot be "
+                f"made: {error.args[0].str()}. Make it, allow it, or choose another "
+                "name or number of partitions."
             ) from error
         raise
     log.info(

@@ -8,8 +8,9 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 
 from heartbeat_app.config import Settings, load_settings
-from heartbeat_app.exceptions import CommandError
+from heartbeat_app.exceptions import CommandError, ConfigurationError
 from heartbeat_app.kafka import Admin, LogRange, explained
+from heartbeat_app.topics import ensure_topic
 from tests.servers import Topic, wait_until
 
 pytestmark = pytest.mark.integration
@@ -40,6 +41,16 @@ def test_asking_makes_no_topic(admin: Admin, topic: Topic) -> None:
     assert admin.topic_logs([topic.name]) == {}
     assert admin.topic_logs([]) == {}
     assert topic.name not in topic.admin.list_topics(timeout=10).topics
+
+
+def test_a_topic_that_can_never_be_made_is_not_waited_for(
+    environ: dict[str, str], topic: Topic
+) -> None:
+    """To Kafka `_` and `.` are the same where two names differ in nothing else."""
+    topic.make()
+    other = {**environ, "HEARTBEATS_TOPIC": topic.name.replace("_", ".", 1)}
+    with pytest.raises(ConfigurationError, match=r"cannot be made: .* collides"):
+        ensure_topic(load_settings(other, Path("/nonexistent")))
 
 
 def test_the_log_ends_where_an_open_transaction_begins(
