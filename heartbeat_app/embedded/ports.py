@@ -1,16 +1,24 @@
 """Is a port free, and if not, who may hold it?"""
 
+import errno
 import socket
 
 from heartbeat_app.exceptions import EmbeddedServerError
 
 
 def require_free_port(host: str, port: int, *, server: str, setting: str) -> None:
-    """Raises EmbeddedServerError, with a way on, when `port` is taken.
+    """Raises EmbeddedServerError, with a way on, when `port` cannot be had.
 
     `setting` is the variable that a person changes to use another port.
     """
-    if _is_free(host, port):
+    try:
+        free = _is_free(host, port)
+    except OSError as error:
+        raise EmbeddedServerError(
+            f"{server} cannot listen on port {port} of {host}: {error.strerror} "
+            f"({setting} in .env)."
+        ) from error
+    if free:
         return
     raise EmbeddedServerError(
         f"Port {port} on {host}, which {server} needs, is taken"
@@ -34,7 +42,9 @@ def _is_free(host: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
         return True
 
