@@ -47,7 +47,7 @@ class FigureReader:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:
-        self._latest = self.read()
+        self._look()
         self._thread.start()
 
     def stop(self) -> None:
@@ -60,11 +60,14 @@ class FigureReader:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            try:
-                self._latest = self.read()
-            except SQLAlchemyError:
-                self._latest = None
+            self._look()
             self._stop.wait(_LOOK_SECONDS)
+
+    def _look(self) -> None:
+        try:
+            self._latest = self.read()
+        except SQLAlchemyError:
+            self._latest = None
 
     def read(self, *, kafka_runs: bool = True) -> Figures:
         """Ask now; raises SQLAlchemyError when PostgreSQL does not answer."""
