@@ -57,7 +57,8 @@ def read_pages(
     """All beats from `since` up to, not including, `until`; at least one page.
 
     Each page is a transaction of its own: nothing is held while the reader writes it
-    down, however long that takes. What is stored meanwhile is there if it lies ahead.
+    down, however long that takes. What is stored meanwhile is there if it lies ahead,
+    on a day that was there at the beginning.
 
     Arguments:
         customer_id: Only this customer's.
