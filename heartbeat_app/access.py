@@ -28,6 +28,15 @@ LOGIN = "/login"
 # what does not work a text without customers and passwords.
 OPEN = frozenset({"/health/live", "/health/ready"})
 SESSION_SECONDS = 12 * 3600
+# Any of them says that a proxy passed the request on.
+FORWARDED = (
+    "X-Forwarded-Proto",
+    "X-Forwarded-For",
+    "X-Forwarded-Host",
+    "X-Real-IP",
+    "Forwarded",
+    "Via",
+)
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; object-src 'none'; "
@@ -83,10 +92,13 @@ class Access:
 
         The middleware let it pass, so it has the token if there is one. Without one
         only this machine is let in, and by its own name: another site's name that
-        points here would lend the browser's place on this machine to that site.
+        points here would lend the browser's place on this machine to that site. A
+        proxy on this machine may ask by this machine's name for anybody.
         """
         if self._token is not None:
             return True
+        if any(name in request.headers for name in FORWARDED):
+            return False
         host = request.url.host
         return self._is_local and host is not None and _is_loopback(host)
 

@@ -248,3 +248,28 @@ async def test_what_is_personal_is_told_on_this_machine_only(
     got = await client.get("/personal", headers={"Host": host})
     assert got.status == status
     assert ("72" in await got.text()) is (status == 200)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Forwarded-Proto: https",
+        "X-Forwarded-For: 192.0.2.1",
+        "x-forwarded-host: site.example",
+        "X-Real-IP: 192.0.2.1",
+        "Forwarded: for=192.0.2.1",
+        "Via: 1.1 site.example",
+        "Via:",
+    ],
+)
+async def test_what_is_personal_is_not_told_through_a_proxy_on_this_machine(
+    serve: Serve, header: str
+) -> None:
+    name, _, value = header.partition(":")
+    headers = {"Host": "127.0.0.1:6066", name: value.strip()}
+    got = await (await serve(None)).get("/personal", headers=headers)
+    assert got.status == 403
+    assert "72" not in await got.text()
+    # With a token the proxy's users have shown that they may see it.
+    got = await (await serve(TOKEN)).get("/personal", headers={**headers, **BEARER})
+    assert got.status == 200
