@@ -106,10 +106,11 @@ class Access:
     async def _middleware(
         self, request: web.Request, handler: Handler
     ) -> web.StreamResponse:
+        # Also for whoever has logged in: another tab did, or this one went back.
+        if self._token is not None and request.path == LOGIN:
+            return await self._log_in(request)
         if self._token is None or request.path in OPEN or self._has_token(request):
             return await handler(request)
-        if request.path == LOGIN:
-            return await self._log_in(request)
         if request.method == "GET" and "text/html" in request.headers.get("Accept", ""):
             raise web.HTTPSeeOther(URL(LOGIN).with_query(next=request.path))
         return web.json_response(

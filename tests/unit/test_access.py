@@ -136,6 +136,17 @@ async def test_a_browser_logs_in_once(serve: Serve) -> None:
         assert (await client.get(path, headers=BROWSER)).status == 200
 
 
+async def test_who_is_logged_in_may_log_in_again(serve: Serve) -> None:
+    client = await serve(TOKEN)
+    for _ in range(2):
+        form = await client.get("/login", headers=BROWSER)
+        assert form.status == 200
+        assert '<form method="post">' in await form.text()
+        entered = await log_in(client, path="/login?next=/stats/")
+        assert (entered.status, entered.headers["Location"]) == (303, "/stats/")
+        assert COOKIE in entered.cookies
+
+
 @pytest.mark.parametrize("given", ["", "wrong", TOKEN[:-1], "ÿ", "x" * 10_000])
 async def test_a_wrong_token_lets_nobody_in(serve: Serve, given: str) -> None:
     client = await serve(TOKEN)
