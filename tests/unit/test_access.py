@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,56 @@ async def test_a_login_needs_a_form(serve: Serve) -> None:
     assert (await client.post("/login", data=b"\xff\x00")).status == 403
     with Path(__file__).open("rb") as file:
         assert (await client.post("/login", data={"token": file})).status == 403
+
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        ({"Content-Type": FORM}, b"token=\xff"),
+        ({"Content-Type": FORM}, b"token=%FF"),
+        ({"Content-Type": f"{FORM}; charset=nope"}, b"token=x"),
+        ({"Content-Type": f"{FORM}; charset=base64"}, b"token=x"),
+        ({"Content-Type": f"{FORM}; charset=idna"}, b"token=x"),
+        # Half of a pair, which no UTF-8 can hold.
+        ({"Content-Type": f"{FORM}; charset=utf-7"}, b"token=+2AA-"),
+        ({"Content-Type": FORM, "Content-Encoding": "deflate"}, b"\xff\xff"),
+        ({"Content-Type": "multipart/form-data"}, b"x"),
+        ({"Content-Type": "multipart/form-data; boundary=x"}, b"x"),
+        (
+            {"Content-Type": "multipart/form-data; boundary=x"},
+            b"--x\r\nContent-Disposition: form-data; name=token\r\n"
+            b"Content-Transfer-Encoding: nope\r\n\r\nx\r\n--x--\r\n",
+        ),
+        (
+            {"Content-Type": "multipart/form-data; boundary=x"},
+            b"--x\r\nnothing\r\n\r\nx\r\n--x--\r\n",
+        ),
+    ],
+)
+async def test_a_form_that_cannot_be_read_has_no_token(
+    serve: Serve,
+    caplog: pytest.LogCaptureFixture,
+    headers: dict[str, str],
+    body: bytes,
+) -> None:
+    client = await serve(TOKEN)
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.port)
+    lines = [
+        "POST /login HTTP/1.1",
+        "Host: localhost",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+    status = (await reader.readline()).split()[1]
+    writer.close()
+    await writer.wait_closed()
+    assert status == b"403"
+    assert "A login with a wrong token" in caplog.text
+    assert "Error handling request" not in caplog.text
 
 
 async def test_a_login_ends_after_some_hours(serve: Serve) -> None:
