@@ -22,6 +22,11 @@ WRITE_SECONDS = 10.0
 RETRY_MILLISECONDS = 1000
 # Then the browser comes again and is asked for its login, which may have ended.
 STREAM_SECONDS = 3600.0
+STREAM = {
+    "Content-Type": "text/event-stream",
+    # nginx would hold the messages back until it has a few kilobytes of them.
+    "X-Accel-Buffering": "no",
+}
 
 # Stricter than the other pages: nothing may make HTML out of a text.
 POLICY = (
@@ -71,7 +76,7 @@ class Events(View):
         viewer = app.feed.join()
         if viewer is None:
             return self.json({"error": "Too many watch already"}, status=503)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers=STREAM)
         end = app.loop.call_later(STREAM_SECONDS, viewer.end)
         try:
             await response.prepare(request)

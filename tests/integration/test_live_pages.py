@@ -105,6 +105,7 @@ def test_who_watches_is_told_everything_and_then_what_is_new(
     worker = started(make_worker)
     worker.wait_for_log("Stored 2 heartbeats")
     with get(worker, "/live/events") as one, get(worker, "/live/events") as other:
+        assert one.getheader("X-Accel-Buffering") == "no"  # a proxy passes it on
         told = message(one, "all")
         assert [(each[0], each[2]) for each in told["customers"]] == [
             (EVIL, 72),
