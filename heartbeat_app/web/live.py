@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,11 @@ from heartbeat_app.application import app
 from heartbeat_app.exceptions import TooManyQuestionsError
 from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
 from heartbeat_app.storage.live import HOUR, HOUR_STEP_SECONDS, read_last_hour
+from heartbeat_app.web.stream import send
 
 STATIC = Path(__file__).parent / "static" / "live"
-# A viewer that takes nothing for so long is gone.
-WRITE_SECONDS = 10.0
-RETRY_MILLISECONDS = 1000
 # Then the browser comes again and is asked for its login, which may have ended.
 STREAM_SECONDS = 3600.0
-STREAM = {
-    "Content-Type": "text/event-stream",
-    # nginx would hold the messages back until it has a few kilobytes of them.
-    "X-Accel-Buffering": "no",
-}
 
 # Stricter than the other pages: nothing may make HTML out of a text.
 POLICY = (
@@ -76,20 +68,12 @@ class Events(View):
         viewer = app.feed.join()
         if viewer is None:
             return self.json({"error": "Too many watch already"}, status=503)
-        response = web.StreamResponse(headers=STREAM)
         end = app.loop.call_later(STREAM_SECONDS, viewer.end)
         try:
-            await response.prepare(request)
-            await response.write(b"retry: %d\n\n" % RETRY_MILLISECONDS)
-            while (message := await viewer.messages.get()) is not None:
-                async with asyncio.timeout(WRITE_SECONDS):
-                    await response.write(message)
-        except (ConnectionError, TimeoutError):
-            pass  # the viewer has gone
+            return await send(request, viewer.messages)
         finally:
             end.cancel()
             app.feed.leave(viewer)
-        return response
 
 
 @app.page("/live/customer", name="live-customer")
