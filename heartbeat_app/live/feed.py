@@ -21,6 +21,8 @@ from heartbeat_app.storage.questions import Questions
 LOOK_SECONDS = 1.0
 # Whoever comes is told at once, but many who come together cost one look.
 SHORTEST_WAIT_SECONDS = 0.1
+# After a look of everything. A page that hears nothing for 3 s says so.
+LONGEST_WAIT_SECONDS = 1.5
 # Invented beats come in bursts, one a second: a short window would show them.
 RATE_SECONDS = 10.0
 # A viewer that takes no messages for so long comes back later and is told all.
@@ -117,18 +119,24 @@ class Feed(Service):
                 await self.wait(self._joined)
                 continue
             began = self.loop.time()
+            is_anew = False
             try:
-                await self._look()
+                is_anew = await self._look()
             except Exception as error:  # a task that raises ends the worker
                 self.log.exception("The live page could not be told: %r", error)
             # At most half of the time, however many come and however long it takes.
             took = self.loop.time() - began
             pause = max(SHORTEST_WAIT_SECONDS, took)
+            if is_anew:
+                # The next ones read only what is new, so they make up for it. Where
+                # they are slow, too, the database needs its half more than the page
+                # needs to be told in time, and the page is right to say that it is not.
+                pause = min(pause, LONGEST_WAIT_SECONDS)
             await self.sleep(pause)
             await self.wait(self._joined, timeout=max(0.0, LOOK_SECONDS - took - pause))
 
-    async def _look(self) -> None:
-        """Look once and tell everybody."""
+    async def _look(self) -> bool:
+        """Look once and tell everybody; whether it was a look of everything."""
         here = set(self._viewers)  # more may come meanwhile; they are told next time
         wants_all = any(not viewer.knows_all for viewer in here)
         try:
@@ -137,13 +145,14 @@ class Feed(Service):
             self._stored.clear()
             trouble = f"The database does not answer: {errors.words(error)}"
             self._tell(here, _event("trouble", {"trouble": trouble}))
-            return
+            return False
         for viewer in here & self._viewers:
             if look.is_anew or not viewer.knows_all:
                 viewer.knows_all = True
                 self._tell({viewer}, everything)
             else:
                 self._tell({viewer}, new)
+        return look.is_anew
 
     def _read(self, wants_all: bool) -> tuple[Look, bytes, bytes]:
         """In a thread: look, and make the messages."""
