@@ -72,6 +72,9 @@ class FolderLock:
         if self._fd is None:
             return
         os.ftruncate(self._fd, 0)
+        # A process that another thread is just starting has the descriptor, too, until
+        # it becomes another program: closed here, the lock would still be held.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
         os.close(self._fd)
         self._fd = None
 
