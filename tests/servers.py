@@ -437,13 +437,18 @@ class Worker:
         except (urllib.error.URLError, OSError):
             return 0, None
 
+    def page(self, path: str, **headers: str) -> str:
+        """One of its pages as it is sent."""
+        url = f"http://127.0.0.1:{self.environ['WEB_PORT']}{path}"
+        request = urllib.request.Request(url, headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            text: str = answer.read().decode()
+            return text
+
     def metrics(self, **headers: str) -> dict[tuple[str, ...], float]:
         """Its metrics: by name and the labels' values, in the order of their names."""
-        url = f"http://127.0.0.1:{self.environ['WEB_PORT']}/metrics"
-        request = urllib.request.Request(url, headers=headers)
         parse: Any = text_string_to_metric_families
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            families = parse(answer.read().decode())
+        families = parse(self.page("/metrics", **headers))
         return {
             (sample.name, *(value for _, value in sorted(sample.labels.items()))): (
                 sample.value

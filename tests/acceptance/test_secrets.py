@@ -31,7 +31,8 @@ RECORDING = PROJECT / "tests" / "recordings" / "rec-nni-short.csv"
 
 PAGES = (
     "/", "/stats/", "/assignment/", "/graph/", "/health/live", "/health/ready",
-    "/login", "/nowhere",
+    "/login", "/nowhere", "/metrics", "/live/", "/live/customer?id=nobody",
+    "/api/customers", "/api/latest?format=csv", "/api/summary", "/api/nowhere",
 )  # fmt: skip
 
 # What somebody who hunts a fault prints.
@@ -171,6 +172,10 @@ def test_no_secret_is_told_anywhere(
         worker.wait_for_log("does not answer yet")
         worker.end()
         told["worker refused by Kafka"] = worker.log()
+        for arguments in (
+            "dead-letters replay", "partitions", "export -", "erase nobody --yes",
+        ):  # fmt: skip
+            tell("command", *arguments.split())
         for arguments in ("books", "dead-letters list", "agents", "--debug books"):
             tell("command", *arguments.split())
             for name in ("POSTGRESQL_PASSWORD", "KAFKA_SASL_PASSWORD"):
@@ -187,6 +192,8 @@ def test_no_secret_is_told_anywhere(
     assert "Stored 337 heartbeats" in told["worker"]
     assert "Authentication failed" in told["wrong KAFKA_SASL_PASSWORD: books"]
     assert "password authentication failed" in told["alembic refused: current"]
+    assert "customer_id,timestamp,heart_rate" in told["command: export -"]
+    assert told["command: erase nobody --yes"].startswith("0\n")
     assert "WEB_TOKEN is (hidden)" in told["wrong settings: books"]
     assert "ALTER ROLE" in told["PostgreSQL's log"]
     assert told["worker: login"].startswith("303")

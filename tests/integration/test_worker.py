@@ -133,6 +133,12 @@ def test_the_pages_count_records(
     assert stats["delay_p50_seconds"] <= stats["delay_p95_seconds"]
     assert [each["partition"] for each in stats["partitions"]] == [0]
 
+    # Without a token anybody may read them: they name nobody, stored or refused.
+    customers = {customer_id for customer_id, _ in oracle.rows}
+    for path in ("/", "/stats/", "/assignment/", "/metrics", "/health/ready"):
+        told = worker.page(path)
+        assert not [each for each in customers if each in told], path
+
 
 def test_a_page_answers_at_once_while_the_database_does_not(
     topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
