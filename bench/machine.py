@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +13,9 @@ from sqlalchemy import text
 
 from bench.connect.lock import DEBEZIUM_VERSION
 from bench.environments import REQUIREMENTS
-from bench.process import PROJECT
 from bench.stage import Stage
 from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
+from tests.commit import commit
 
 # The packages that a contender's speed hangs on.
 OWN = ("faust-streaming", "aiokafka", "confluent-kafka", "msgspec", "psycopg2-binary")
@@ -51,15 +50,6 @@ def describe(stage: Stage) -> dict[str, object]:
             **{name: pinned(name, peer) for name, peer in PEERS.items()},
         },
     }
-
-
-def commit() -> str:
-    """The commit that is measured; says so when files were changed since."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(
-        command, cwd=PROJECT, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
 
 
 def processor() -> str:

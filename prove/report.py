@@ -13,6 +13,7 @@ from typing import Any
 from prove.guards import GUARDS
 from prove.scenario import Scenario
 from prove.world import Outcome
+from tests.commit import commit
 from tests.servers import PROJECT
 
 RESULTS = PROJECT / "prove" / "results.json"
@@ -37,10 +38,12 @@ def keep(outcomes: Iterable[Outcome]) -> None:
     What was run again with its seed takes the place of what it was before.
     """
     results = load()
+    of = commit()
     for outcome in outcomes:
         runs = results["runs"].setdefault(outcome.name, [])
         runs[:] = [each for each in runs if each["seed"] != outcome.seed]
-        runs.append({"date": date.today().isoformat(), **asdict(outcome)})
+        today = date.today().isoformat()
+        runs.append({"date": today, "commit": of, **asdict(outcome)})
         del runs[:-RUNS_KEPT]
     _save(results)
 
@@ -64,7 +67,7 @@ def _save(results: Mapping[str, Any]) -> None:
 def write(known: Mapping[str, Scenario]) -> None:
     """Write the page."""
     results = load()
-    lines = [HEAD.read_text(), "## Scenarios", ""]
+    lines = [HEAD.read_text(), "## Scenarios", "", _of_what(results), ""]
     group = None
     for each in known.values():
         runs = results["runs"].get(each.name, [])
@@ -89,6 +92,20 @@ def write(known: Mapping[str, Scenario]) -> None:
             f"| {guard.name} | {guard.holds} | {guard.scenario} | {_cell(said)} |"
         )
     PAGE.write_text("\n".join(lines) + "\n")
+
+
+def _of_what(results: Mapping[str, Any]) -> str:
+    """How many runs are of which code."""
+    counts = Counter(
+        (run["date"], run["commit"])
+        for runs in results["runs"].values()
+        for run in runs
+    )
+    found = "; ".join(
+        f"{count} of {day}, commit {of}"
+        for (day, of), count in sorted(counts.items(), reverse=True)
+    )
+    return f"The last {RUNS_KEPT} runs of each at most. Runs: {found}."
 
 
 def _row(each: Scenario, runs: list[dict[str, Any]]) -> str:
@@ -126,7 +143,7 @@ def _notes(each: Scenario, runs: list[dict[str, Any]]) -> list[str]:
     if not notes:
         return []
     said = "; ".join(f"{what}: {value}" for what, value in notes.items())
-    return [f"| | {_cell(said)} |" + " |" * 10]
+    return [f"| | the last run: {_cell(said)} |" + " |" * 10]
 
 
 def _cell(text: str) -> str:
