@@ -33,7 +33,7 @@ class Line:
         """How many offsets are still to be read; None where Kafka does not tell."""
         if self.log is None:
             return None
-        return max(0, self.log.end - max(self.log.begin, self._next_offset))
+        return self.log.unread(self._next_offset)
 
     @property
     def fell_out(self) -> int:

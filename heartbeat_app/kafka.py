@@ -47,6 +47,14 @@ class LogRange:
     begin: int
     end: int
 
+    def unread(self, next_offset: int) -> int:
+        """How many offsets whoever reads on there has still to read.
+
+        Without what fell out of the log: it is booked with the first record behind it,
+        which may be long in coming.
+        """
+        return max(0, self.end - max(self.begin, next_offset))
+
 
 @dataclass(frozen=True, slots=True)
 class TopicLog:

@@ -218,10 +218,7 @@ class Watchdog(Service):
         for tp, partition in partitions.items():
             log = logs.get(tp.topic)
             if log is not None and tp.partition in log.partitions:
-                found = log.partitions[tp.partition]
-                # What fell out of the log is booked with the first record behind it,
-                # which may be long in coming.
-                lags[tp] = max(0, found.end - max(found.begin, partition.done))
+                lags[tp] = log.partitions[tp.partition].unread(partition.done)
         return lags
 
     def _look_at_progress(

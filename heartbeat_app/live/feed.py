@@ -207,7 +207,7 @@ def lag(
     if logs is None:
         return None
     return sum(
-        max(0, here.end - max(here.begin, next_offsets.get((log.topic_id, number), 0)))
+        here.unread(next_offsets.get((log.topic_id, number), 0))
         for log in logs.values()
         for number, here in log.partitions.items()
     )
