@@ -74,23 +74,18 @@ class Rules:
         )
 
 
-_TOO_DEEP = Refusal(Reason.NESTED_TOO_DEEPLY, "The JSON is nested too deeply.")
-
-
 def check(value: bytes | None, rules: Rules) -> Heartbeat | Refusal:
     """Decide one record: any bytes give a beat or a refusal, never an exception."""
     if not value:
         return Refusal(Reason.EMPTY, "The record has no value (a tombstone).")
     try:
-        beat = models.decode(value)
-        value.decode()  # the decoder does not look into fields that it ignores
-    except (msgspec.MsgspecError, ValueError) as error:
         try:
+            beat = models.decode(value)
+            value.decode()  # the decoder does not look into fields that it ignores
+        except (msgspec.MsgspecError, ValueError) as error:
             return _explain(value, error)
-        except RecursionError:  # the decoder passed over what it ignores
-            return _TOO_DEEP
-    except RecursionError:
-        return _TOO_DEEP
+    except RecursionError:  # to say why goes deeper than to decode
+        return Refusal(Reason.NESTED_TOO_DEEPLY, "The JSON is nested too deeply.")
     if "\x00" in beat.customer_id:
         return Refusal(
             Reason.CUSTOMER_ID_CHARACTERS,
