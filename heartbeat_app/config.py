@@ -66,17 +66,15 @@ def _one_of(*allowed: str) -> Callable[[str], str]:
     return parse
 
 
-def _topic(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
-        raise _Invalid("1 to 249 letters, digits, '.', '_' and '-'")
-    return value
+def _topic(longest: int) -> Callable[[str], str]:
+    allowed = re.compile(rf"[A-Za-z0-9._-]{{1,{longest}}}")
 
+    def parse(value: str) -> str:
+        if not allowed.fullmatch(value) or value in {".", ".."}:
+            raise _Invalid(f"1 to {longest} letters, digits, '.', '_' and '-'")
+        return value
 
-def _group(value: str) -> str:
-    # Faust makes topics whose names begin with it, up to -__assignor-__leader.
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,229}", value) or value in {".", ".."}:
-        raise _Invalid("1 to 229 letters, digits, '.', '_' and '-'")
-    return value
+    return parse
 
 
 def _servers(value: str) -> str:
@@ -176,12 +174,13 @@ class Settings:
         _file, "The client certificate's key (PEM).", default=None
     )
     kafka_group_id: str = _setting(
-        _group,
+        # Faust makes topics whose names begin with it, up to -__assignor-__leader.
+        _topic(229),
         "Consumer group; also the Faust app's id.",
         default="heartbeat_app",
     )
     heartbeats_topic: str = _setting(
-        _topic, "Topic that the beats come from.", default="heartbeats"
+        _topic(249), "Topic that the beats come from.", default="heartbeats"
     )
     heartbeats_partitions: int = _setting(
         _whole(1, 10_000),
