@@ -82,10 +82,10 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         """
         # aiokafka takes nothing to commit for a fault, at which Faust ends the worker:
         # all of it may have been taken away since this was asked for.
-        ours = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
-        if ours:
-            with suppress(TimeoutError):
-                return await asyncio.wait_for(super()._commit(ours), COMMIT_SECONDS)
+        if self.assignment().isdisjoint(offsets):
+            return False
+        with suppress(TimeoutError):
+            return await asyncio.wait_for(super()._commit(offsets), COMMIT_SECONDS)
         return False
 
     def _create_worker_consumer(self, transport: Any) -> Any:
