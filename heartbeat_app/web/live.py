@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from heartbeat_app.access import requires_token
 from heartbeat_app.application import app
 from heartbeat_app.exceptions import TooManyQuestionsError
-from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH
+from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH, why_no_customer_id
 from heartbeat_app.storage.live import HOUR, HOUR_STEP_SECONDS, read_last_hour
 from heartbeat_app.web.stream import send
 
@@ -84,7 +84,7 @@ class CustomerHour(View):
     async def get(self, request: web.Request) -> Response:
         """Answer for `?id=`: steps with a beat; 400 without an id, 503 while away."""
         customer_id = request.query.get("id", "")
-        if not 1 <= len(customer_id) <= MAX_CUSTOMER_ID_LENGTH or "\0" in customer_id:
+        if why_no_customer_id(customer_id):
             return self.json(
                 {"error": f"id is 1 to {MAX_CUSTOMER_ID_LENGTH} characters"}, status=400
             )
