@@ -38,12 +38,11 @@ def keep(outcomes: Iterable[Outcome]) -> None:
     What was run again with its seed takes the place of what it was before.
     """
     results = load()
-    of = commit()
+    of_what = {"date": date.today().isoformat(), "commit": commit()}
     for outcome in outcomes:
         runs = results["runs"].setdefault(outcome.name, [])
         runs[:] = [each for each in runs if each["seed"] != outcome.seed]
-        today = date.today().isoformat()
-        runs.append({"date": today, "commit": of, **asdict(outcome)})
+        runs.append({**of_what, **asdict(outcome)})
         del runs[:-RUNS_KEPT]
     _save(results)
 
