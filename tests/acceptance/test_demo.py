@@ -267,7 +267,8 @@ def test_a_newcomer_needs_one_command(newcomer: Copy) -> None:
     assert re.search(r"refused 0 .*lag .*p50 .*p95 ", demo.output)
     assert demo.end() == 0
     assert 2_000 <= demo.kept() <= 10_000
-    assert demo.longest_silence < 3, demo.silent_before
+    # Far more than a busy machine adds, far less than an installation takes in silence.
+    assert demo.longest_silence < 10, demo.silent_before
     assert newcomer.processes() == []
     env = newcomer.folder / ".env"
     assert stat.S_IMODE(env.stat().st_mode) == 0o600
