@@ -12,7 +12,7 @@ from rich.console import Console
 
 from prove import report
 from prove.guards import GUARDS, Guard, without
-from prove.run import run
+from prove.run import run, run_test
 from prove.scenario import Scenario, scenarios
 from prove.scenarios.long import random_faults
 from prove.world import Outcome
@@ -57,9 +57,11 @@ def run_all(chosen: list[Scenario], seed: int, jobs: int) -> list[Outcome]:
 
 
 def run_without(guard: Guard, seed: int) -> Outcome:
-    """Run a guard's scenario without the guard."""
+    """Run what fails without a guard, without it."""
     with without(guard) as source:
-        return run(scenarios()[guard.scenario], seed, source=source)
+        if (scenario := scenarios().get(guard.fails)) is not None:
+            return run(scenario, seed, source=source)
+        return run_test(guard.fails, source=source)
 
 
 def run_without_each(chosen: list[Guard], seed: int, jobs: int) -> list[str]:
@@ -78,6 +80,18 @@ def run_without_each(chosen: list[Guard], seed: int, jobs: int) -> list[str]:
     return unneeded
 
 
+def long(minutes: int) -> Scenario:
+    """Faults at random, for so many minutes."""
+    return Scenario(
+        "long",
+        "one fault after the other, chosen at random from the seed",
+        "long",
+        quick=False,
+        kafka={},
+        run=partial(random_faults, seconds=60 * minutes),
+    )
+
+
 @click.command()
 @click.option("--list", "listing", is_flag=True, help="Say what there is, and end.")
 @click.option("--quick", is_flag=True, help="The short ones only: under 8 minutes.")
@@ -87,7 +101,7 @@ def run_without_each(chosen: list[Guard], seed: int, jobs: int) -> list[str]:
     "guards",
     type=click.Choice([*GUARDS, "each"]),
     multiple=True,
-    help="Take a guard out, run its scenario, and print what goes wrong.",
+    help="Take a guard out, run what fails without it, and print what goes wrong.",
 )
 @click.option("--seed", type=int, help="Run again what a report names.")
 @click.option("--jobs", default=2, show_default=True, help="Scenarios at a time.")
@@ -104,11 +118,11 @@ def main(
 ) -> None:
     """Do to the parts what may happen to them, and look that no beat is lost.
 
-    Without --quick, --long and --without what was found goes into
-    docs/reliability.md. Ends with status 1 when anything was lost, doubled or wrong;
-    with --without, when nothing was.
+    What was found goes into docs/reliability.md, but for what --quick ran. Ends with
+    status 1 when anything was lost, doubled or wrong; with --without, when nothing was.
     """
     known = scenarios()
+    everything = {**known, "long": long(0)}
     wrong = [name for name in names if name not in known]
     if wrong:
         raise click.UsageError(f"no scenario {wrong[0]!r}; --list says what there is")
@@ -121,17 +135,15 @@ def main(
     elif guards:
         taken = list(GUARDS) if "each" in guards else guards
         unneeded = run_without_each([GUARDS[name] for name in taken], seed, jobs)
-        report.write(known)
+        report.write(everything)
         if unneeded:
             console.print(f"Nothing went wrong without {', '.join(unneeded)}")
         sys.exit(bool(unneeded))
     elif minutes is not None:
-        faults = Scenario(
-            "long", "faults at random", "long", quick=False, kafka={},
-            run=partial(random_faults, seconds=60 * minutes),
-        )  # fmt: skip
-        outcome = run(faults, seed)
+        outcome = run(long(minutes), seed)
         show(outcome)
+        report.keep([outcome])
+        report.write(everything)
         sys.exit(not outcome.passed)
     else:
         picked = [
@@ -143,7 +155,7 @@ def main(
         outcomes = run_all(picked, seed, jobs)
         if not quick:
             report.keep(each for each in outcomes if not each.skipped)
-            report.write(known)
+            report.write(everything)
         failed = [outcome.name for outcome in outcomes if not outcome.passed]
         console.print(
             f"Failed: {', '.join(failed)}" if failed else "All hold: 0 lost, 0 doubled."

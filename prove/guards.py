@@ -11,8 +11,15 @@ from tempfile import TemporaryDirectory
 
 from tests.servers import PROJECT
 
-# What a worker and Alembic need of the project.
-SOURCES = ("heartbeat_app", "alembic", "alembic.ini", "setup.cfg", "pyproject.toml")
+# What a worker, Alembic and the tests need of the project.
+SOURCES = (
+    "heartbeat_app",
+    "alembic",
+    "tests",
+    "alembic.ini",
+    "setup.cfg",
+    "pyproject.toml",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +38,21 @@ class Guard:
     Attributes:
         name: As it is asked for.
         holds: What it guards, for the report.
-        scenario: The scenario that fails without it.
+        fails: The scenario that fails without it, or the test where what it guards
+            against comes too seldom to be waited for.
         patches: Take it out, and any other guard that would do its work.
     """
 
     name: str
     holds: str
-    scenario: str
+    fails: str
     patches: tuple[Patch, ...]
 
 
 WRITER = "heartbeat_app/storage/writer.py"
 AGENT = "heartbeat_app/lane/agent.py"
+FETCH = "heartbeat_app/lane/fetch.py"
+ENGINE = "heartbeat_app/storage/engine.py"
 # A worker that was frozen forgets its batches as soon as it hears of the rebalance;
 # what holds when it does not hear of it in time is seen without that.
 FORGET = Patch(
@@ -58,6 +68,12 @@ REWIND = Patch(
     WRITER,
     "    if next_offset is None or batch.asked > next_offset:\n",
     "    next_offset = next_offset or 0\n    if False:\n",
+)
+
+HANGING = Patch(
+    ENGINE,
+    "        if broken := uses.break_off(after_seconds=limit):\n",
+    "        if broken := 0:\n",
 )
 
 GUARDS = {guard.name: guard for guard in (
@@ -92,7 +108,7 @@ GUARDS = {guard.name: guard for guard in (
     Guard(
         "seek-to-the-ledger",
         "reading goes on where the ledger says, not where Kafka's group committed",
-        "restored-from-a-backup",
+        "restored-while-stopped",
         (
             REWIND,
             Patch(
@@ -166,7 +182,7 @@ GUARDS = {guard.name: guard for guard in (
         "transactions",
         (
             Patch(
-                "heartbeat_app/lane/fetch.py",
+                FETCH,
                 'consumer._isolation_level = "read_committed"',
                 'consumer._isolation_level = "read_uncommitted"',
             ),
@@ -178,7 +194,7 @@ GUARDS = {guard.name: guard for guard in (
         "records-deleted",
         (
             Patch(
-                "heartbeat_app/lane/fetch.py",
+                FETCH,
                 "missing=begin - asked,",
                 "missing=0,",
             ),
@@ -238,7 +254,7 @@ GUARDS = {guard.name: guard for guard in (
         "frozen-in-a-pass",
         (
             Patch(
-                "heartbeat_app/storage/engine.py",
+                ENGINE,
                 "IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000",
                 "IDLE_IN_TRANSACTION_TIMEOUT_MS = 3_600_000",
             ),
@@ -342,11 +358,166 @@ GUARDS = {guard.name: guard for guard in (
         "hanging-connections",
         "a connection that neither answers nor closes is broken off",
         "connection-silent",
+        (HANGING,),
+    ),
+    Guard(
+        "forget-what-is-stale",
+        "what was read before a seek or a rebalance is neither written nor done",
+        "tests/unit/test_lane_agent.py"
+        "::test_what_is_stale_is_neither_handed_on_nor_done",
+        (FORGET,),
+    ),
+    Guard(
+        "no-seek-while-reassigned",
+        "partitions that become another's are not taken back by a late seek",
+        "tests/unit/test_fetch.py"
+        "::test_a_seek_while_the_group_assigns_anew_brings_nothing_back",
         (
             Patch(
-                "heartbeat_app/storage/engine.py",
-                "        if broken := uses.break_off(after_seconds=limit):\n",
-                "        if broken := 0:\n",
+                FETCH,
+                "        if consumer._fetcher._subscriptions"
+                ".reassignment_in_progress:\n",
+                "        if False:\n",
+            ),
+        ),
+    ),
+    Guard(
+        "stop-at-a-truncated-log",
+        "a log that lost its end is not read on as if nothing had happened",
+        "tests/unit/test_fetch.py::test_a_log_that_ends_earlier_is_truncated",
+        (
+            Patch(
+                FETCH,
+                "        if begin < partition.expected:\n",
+                "        if False:\n",
+            ),
+        ),
+    ),
+    Guard(
+        "asked-anew",
+        "a client that lost sight of Kafka does not keep the topics' ids away",
+        "tests/unit/test_kafka.py::test_who_found_nobody_asks_anew",
+        (
+            Patch(
+                "heartbeat_app/kafka.py",
+                "                self._client = AdminClient(self._config)\n"
+                "            raise\n",
+                "            raise\n",
+            ),
+        ),
+    ),
+    Guard(
+        "too-deep-to-explain",
+        "a record that is nested too deeply to say why is refused like any other",
+        "tests/unit/test_validation.py::test_refuses_whatever_it_takes_to_say_why",
+        (
+            Patch(
+                "heartbeat_app/validation.py",
+                "    except RecursionError:",
+                "    except ZeroDivisionError:",
+            ),
+        ),
+    ),
+    Guard(
+        "one-by-one",
+        "what cannot be written together is written apart: no partition waits for "
+        "another's row",
+        "ledger-locked",
+        (
+            Patch(
+                AGENT,
+                "            failed = current\n"
+                "        for chunk in failed:\n"
+                "            self._tasks.create_task(self._alone(chunk))\n",
+                "            await asyncio.sleep(0.1)\n"
+                "            self._tasks.create_task(self._together(chunks))\n"
+                "            return\n",
+            ),
+        ),
+    ),
+    Guard(
+        "lock-time-out",
+        "who waits for a row that a frozen worker holds finds out within 5 s",
+        "frozen-inside-copy",
+        (Patch(ENGINE, "LOCK_TIMEOUT_MS = 5_000", "LOCK_TIMEOUT_MS = 3_600_000"),),
+    ),
+    Guard(
+        "statement-time-out",
+        "a statement that never returns is given up and tried again",
+        "statement-never-returns",
+        (
+            Patch(
+                ENGINE,
+                "\nSTATEMENT_TIMEOUT_MS = 35_000",
+                "\nSTATEMENT_TIMEOUT_MS = 3_600_000",
+            ),
+            HANGING,
+        ),
+    ),
+    Guard(
+        "refused-in-pages",
+        "refused records of a megabyte do not make a statement that PostgreSQL ends "
+        "the session for",
+        "tests/integration/test_every_byte.py"
+        "::test_large_refused_records_are_kept_a_few_at_a_time",
+        (
+            Patch(
+                "heartbeat_app/storage/dead_letters.py",
+                "        if size >= MAX_STATEMENT_BYTES:\n",
+                "        if False:\n",
+            ),
+        ),
+    ),
+    Guard(
+        "limit-on-days",
+        "no number of days that are made up fills the database with partitions",
+        "too-many-days",
+        (
+            Patch(
+                "heartbeat_app/storage/days.py",
+                "MAX_DAYS = 2_500",
+                "MAX_DAYS = 1_000_000",
+            ),
+        ),
+    ),
+    Guard(
+        "one-rolls-up",
+        "nobody writes roll-ups beside another, over what a newer look gave",
+        "tests/integration/test_rollup.py"
+        "::test_nobody_writes_roll_ups_beside_another",
+        (
+            Patch(
+                "alembic/versions/0002_rollups.py",
+                "    IF NOT pg_try_advisory_xact_lock(x'726f6c6c'::INTEGER) THEN\n"
+                "        RAISE EXCEPTION 'Another session works on the roll-ups'\n"
+                "            USING ERRCODE = 'lock_not_available';\n"
+                "    END IF;\n"
+                "    IF since <> date_trunc('minute'",
+                "    IF since <> date_trunc('minute'",
+            ),
+        ),
+    ),
+    Guard(
+        "counted-once-more",
+        "a beat that came after a day was checked is not dropped with the day",
+        "day-dropped",
+        (
+            Patch(
+                "alembic/versions/0002_rollups.py",
+                "        IF there <> rolled_up OR there.count <> expected THEN\n",
+                "        IF false THEN\n",
+            ),
+        ),
+    ),
+    Guard(
+        "erasure-waits",
+        "nothing of an erased customer is stored by who had not seen the erasure",
+        "customer-erased",
+        (
+            Patch(
+                "heartbeat_app/storage/erase.py",
+                "LOCK TABLE erased_customers IN ACCESS EXCLUSIVE MODE",
+                "LOCK TABLE erased_customers IN SHARE ROW EXCLUSIVE MODE",
             ),
         ),
     ),

@@ -82,13 +82,22 @@ def write(known: Mapping[str, Scenario]) -> None:
             ]
         lines.append(_row(each, runs))
         lines += _notes(each, runs)
-    lines += ["", "## Guards", "", "Each was taken out, and its scenario run.", ""]
-    lines += ["| guard | what it holds | scenario | without it |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "## Guards",
+        "",
+        "Each was taken out, and its scenario or test run.",
+        "",
+    ]
+    lines += [
+        "| guard | what it holds | scenario or test | without it |",
+        "|---|---|---|---|",
+    ]
     for guard in GUARDS.values():
         found = results["guards"].get(guard.name)
         said = "; ".join(found["complaints"])[:300] if found else "**not seen yet**"
         lines.append(
-            f"| {guard.name} | {guard.holds} | {guard.scenario} | {_cell(said)} |"
+            f"| {guard.name} | {guard.holds} | {guard.fails} | {_cell(said)} |"
         )
     PAGE.write_text("\n".join(lines) + "\n")
 

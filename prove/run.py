@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -30,6 +33,7 @@ def run(scenario: Scenario, seed: int, *, source: Path = PROJECT) -> Outcome:
                 seed=seed,
                 source=source,
                 kafka=scenario.kafka,
+                workers_roll_up=not scenario.quick,
             )
             outcome = world.outcome
             try:
@@ -48,3 +52,28 @@ def run(scenario: Scenario, seed: int, *, source: Path = PROJECT) -> Outcome:
             raise
     outcome.seconds = time.monotonic() - began
     return outcome
+
+
+def run_test(test: str, *, source: Path) -> Outcome:
+    """Run one of the project's tests on a copy; what it asserted are the complaints.
+
+    Raises:
+        RuntimeError: It neither passed nor failed.
+    """
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--tb=short", "-p", "no:cacheprovider", test],
+        cwd=source,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, 1):
+        raise RuntimeError(f"{test}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    complaints = [
+        line[1:].strip() for line in done.stdout.splitlines() if line[:2] == "E "
+    ]
+    assert done.returncode == 0 or complaints, done.stdout
+    seconds = time.monotonic() - began
+    return Outcome(test, seed=0, seconds=seconds, complaints=complaints)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prove.world import World
 
-MODULES = ("workers", "postgres", "kafka", "inputs", "load", "standstill")
+MODULES = ("workers", "postgres", "people", "kafka", "inputs", "load", "standstill")
 
 
 class Skipped(Exception):
@@ -24,7 +24,7 @@ class Scenario:
     Attributes:
         name: As it is asked for: lower case, words joined by hyphens.
         title: What is done to whom, for the report.
-        group: workers, postgres, kafka, inputs, load or standstill.
+        group: The module that it is in, without its package.
         quick: Whether it belongs to `--quick`.
         kafka: Further lines of Kafka's configuration.
         run: Does it. The world is settled and judged afterwards.

@@ -91,7 +91,8 @@ class World:
     Arguments:
         source: Where the application's code is; a copy of it when a guard is taken
             out.
-        kafka, postgresql: Further lines of the servers' configurations.
+        kafka: Further lines of its server's configuration.
+        workers_roll_up: See the attribute.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class World:
         seed: int = 1,
         source: Path = PROJECT,
         kafka: Mapping[str, str] | None = None,
+        workers_roll_up: bool = True,
     ) -> None:
         self.folder = folder
         self.source = source
@@ -114,9 +116,9 @@ class World:
         self.exact = True
         self.missing = 0
         self.settled_within = 120.0
-        # Whether running workers have to roll up the last beats, by their own clock:
-        # up to 20 s more. Otherwise their code does it once they are stopped.
-        self.workers_roll_up = False
+        # Whether workers that run to the end have to roll up the last beats, by their
+        # own clock: up to 20 s more. Otherwise their code does it afterwards.
+        self.workers_roll_up = workers_roll_up
         # Whether the ledger may be behind what Kafka was told, as after a restore.
         self.ledger_went_back = False
         self.postgres = PostgresServer(
@@ -204,6 +206,17 @@ class World:
         worker = Worker({**self.environ, **environ}, log, source=self.source)
         self.workers.append(worker)
         return worker.start()
+
+    def start_command(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `heartbeat_app …` as the owner, from the world's source."""
+        return subprocess.Popen(
+            ["heartbeat_app", *arguments],
+            cwd=self.source,
+            env={**child_environ(self.environ), "PYTHONPATH": str(self.source)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def feed(self, rate: float | None = None, compression: str = "none") -> Feed:
         """Something that sends the oracle's records."""
@@ -387,7 +400,7 @@ class World:
                 self.last_words(),
             ]
         else:
-            if self.workers_roll_up:
+            if self.workers_roll_up and any(each.is_running() for each in self.workers):
                 self._wait_for_rollups()
         for worker in self.workers:
             if worker.is_running():
@@ -401,16 +414,10 @@ class World:
             self.outcome.complaints.append(
                 f"the books say {verdict.missing} missing, not {self.missing}"
             )
-        done = subprocess.run(
-            ["heartbeat_app", "books", "--deep"],
-            cwd=self.source,
-            env={**child_environ(self.environ), "PYTHONPATH": str(self.source)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            self.outcome.complaints.append(f"books --deep: {done.stdout[-500:]}")
+        books = self.start_command("books", "--deep")
+        said, _ = books.communicate()
+        if books.returncode != 0:
+            self.outcome.complaints.append(f"books --deep: {said[-500:]}")
 
     def _wait_for_rollups(self) -> None:
         """Wait as long as a worker that runs may take to roll up the last beat."""

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, text
 BASE = datetime(2026, 1, 1, tzinfo=UTC)
 
 # How many rows of the roll-ups are not what GROUP BY over the beats gives, or are not
-# there; by table. Marked or not.
+# there; by table. Marked or not. The beats of a day that was dropped give nothing.
 ROLLUPS_OFF = """
 SELECT 'heartbeats_:unit', count(*) FROM (
     SELECT customer_id, date_trunc(':unit', "timestamp", 'UTC') AS :unit,
@@ -34,7 +34,8 @@ SELECT 'heartbeats_:unit', count(*) FROM (
     FROM heartbeats GROUP BY 1, 2
 ) AS expected
 FULL JOIN heartbeats_:unit AS found USING (customer_id, :unit)
-WHERE (expected.count, expected.sum, expected.min, expected.max, expected.first,
+WHERE (:unit AT TIME ZONE 'UTC')::DATE NOT IN (SELECT day FROM dropped_days) AND
+      (expected.count, expected.sum, expected.min, expected.max, expected.first,
        expected.last)
     IS DISTINCT FROM
     (found.count, found.sum, found.min, found.max, found.first, found.last)
@@ -49,7 +50,8 @@ FULL JOIN (
            unnest(histogram) WITH ORDINALITY AS buckets(counted, heart_rate)
     WHERE counted <> 0
 ) AS found USING (:unit, heart_rate)
-WHERE expected.count IS DISTINCT FROM found.counted
+WHERE (:unit AT TIME ZONE 'UTC')::DATE NOT IN (SELECT day FROM dropped_days)
+  AND expected.count IS DISTINCT FROM found.counted
 """
 RECORDINGS = Path(__file__).parent / "recordings"
 
@@ -108,6 +110,8 @@ class Oracle:
         keys: Customer and instant by the key of the record that brought them.
         refused: Reason by the record's key.
         made: How many were made, which numbers them.
+        gone: How many beats are not to be there at the end: removed, with their
+            customer or their day, or refused without their contents.
         records: How many of them have to be read.
         repeated: How many of them came before, with the same rate.
     """
@@ -118,6 +122,7 @@ class Oracle:
     keys: dict[bytes, tuple[str, datetime]] = field(default_factory=dict)
     refused: dict[bytes, str] = field(default_factory=dict)
     made: int = 0
+    gone: int = 0
     records: int = 0
     repeated: int = 0
 
@@ -220,6 +225,20 @@ class Oracle:
                 where = zlib.crc32(row[0].encode()) % self.partitions
             yield self.record(good(*row), refused or row, partition=where)
 
+    def beats_to_go(
+        self, rows: Iterable[Row], *, partition: int | None = None
+    ) -> Iterator[Record]:
+        """Records of these beats, none of which was sent before or is to stay.
+
+        Arguments:
+            partition: Where to; None: anywhere.
+        """
+        for row in rows:
+            number = self.next_number()
+            self.gone += 1
+            where = number % self.partitions if partition is None else partition
+            yield where, b"%d" % number, good(*row)
+
     def forgive(self, keys: Iterable[bytes]) -> int:
         """Do not expect these records, which nobody could read; how many there were.
 
@@ -254,9 +273,15 @@ class Oracle:
                 connection = database
             compared = self._compare(connection)
             off = list(rollups_off(connection)) if rolled_up else []
-            dead = connection.execute(
+            letters = connection.execute(
                 text("SELECT key, reason FROM dead_letters")
             ).all()
+            removed = connection.scalar(
+                text(
+                    "SELECT (SELECT coalesce(sum(beats), 0) FROM erased_customers)"
+                    " + (SELECT coalesce(sum(rows), 0) FROM dropped_days)"
+                )
+            )
             books = connection.execute(
                 text(
                     "SELECT sum(consumed), sum(stored), sum(duplicate), sum(dead),"
@@ -266,6 +291,8 @@ class Oracle:
                 )
             ).one()
         consumed, stored, duplicate, refused, missing, add_up = books
+        dead = [row for row in letters if row[0] is not None]
+        emptied = len(letters) - len(dead)
         reasons = {bytes(row[0]): row[1] for row in dead}
         misjudged = Counter(
             (self.refused.get(key), reasons.get(key))
@@ -281,10 +308,15 @@ class Oracle:
             complaints.append(f"dead letters (expected, found): {dict(misjudged)}")
         if not add_up:
             complaints.append("the books do not add up")
-        if (stored, refused) != (compared.rows, len(dead)):
+        if removed + emptied != self.gone:
+            complaints.append(
+                f"of {self.gone} beats that were to go {removed} were removed and "
+                f"{emptied} refused without their contents"
+            )
+        if (stored, refused) != (compared.rows + removed, len(letters)):
             complaints.append(
                 f"the books say {stored} stored and {refused} dead, the tables hold "
-                f"{compared.rows} and {len(dead)}"
+                f"{compared.rows} and {len(letters)}, removed were {removed}"
             )
         if exact:
             expected = self.records, self.repeated
@@ -297,9 +329,11 @@ class Oracle:
             sent=self.records,
             stored=compared.rows,
             duplicate=int(duplicate or 0),
-            refused=len(dead),
+            refused=len(letters),
             missing=int(missing or 0),
-            lost=len(compared.lost) + unheard,
+            lost=len(compared.lost)
+            + unheard
+            + max(0, self.gone - int(removed) - emptied),
             doubled=compared.doubled + doubled_letters,
             complaints=complaints,
         )

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +25,7 @@ from tests.servers import Worker
 # and are sent twice.
 BYTES_A_BEAT = 90
 MEMORY_LIMIT_MB = 350
-PATHS = ("/health/live", "/health/ready", "/stats/")
+PATHS = ("/health/live", "/health/ready", "/stats/", "/metrics", "/live/")
 
 
 @scenario(
@@ -241,6 +241,7 @@ def midnight(world: World) -> None:
 
 @scenario("1,500 days that are new, made by two workers at once")
 def many_new_days(world: World) -> None:
+    world.workers_roll_up = False  # thousands of hours
     for _ in range(2):
         world.start_worker()
     feed = world.feed()
@@ -261,3 +262,46 @@ def many_new_days(world: World) -> None:
     world.note("days in all", f"{days:,}")
     world.require(days > 1_500, f"only {days} days were made")
     require_no_restart(world)
+
+
+# As docs/storage.md says.
+MAX_DAYS = 2_500
+
+
+@scenario("more days than there may be: the rest is refused, beats of today are not")
+def too_many_days(world: World) -> None:
+    world.workers_roll_up = False
+    world.start_worker()
+    feed = world.feed()
+    feed.send_recordings()
+    feed.send(10_000)
+    last, refused = BASE.date(), 0
+    while refused < 300:
+        world.wait_until(lambda: world.lag() == 0, "all is read")
+        there = days_there(world)
+        asked = [last - timedelta(days=each) for each in range(1, 301)]
+        room = MAX_DAYS - len(there)
+        # The latest first, as they are asked for.
+        new = [day for day in asked if day not in there]
+        records: list[Record] = []
+        for day in asked:
+            row = "customer", datetime(day.year, day.month, day.day, tzinfo=UTC), 60
+            reason = "too_many_days" if day in new[room:] else ""
+            records += world.oracle.beats([row], partition=0, refused=reason)
+            refused += bool(reason)
+        feed.send_records(records)
+        world.did("new days asked for", len(new))
+        last = asked[-1]
+    feed.send_beats([("customer", datetime.now(UTC), 60)])
+    world.wait_until(lambda: world.lag() == 0, "all is read")
+    world.note("days in all", f"{len(days_there(world)):,}")
+    require_no_restart(world)
+
+
+def days_there(world: World) -> set[date]:
+    """The days that have a table."""
+    names = world.scalar(
+        "SELECT array_agg(right(inhrelid::regclass::text, 10)) FROM pg_inherits"
+        " WHERE inhparent = 'heartbeats'::regclass"
+    )
+    return {date.fromisoformat(name.replace("_", "-")) for name in names or ()}

@@ -23,6 +23,7 @@ def random_faults(world: World, *, seconds: float) -> None:
         # Between two faults it has to get on, however far it is behind.
         world.wait_for_more("it goes on after a fault")
     feed.stop()
+    world.note("faults for", f"{seconds / 60:.0f} minutes")
 
 
 def kill_worker(world: World) -> None:

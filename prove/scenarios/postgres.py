@@ -11,7 +11,6 @@ from typing import Any
 import psycopg2
 
 from heartbeat_app.storage.rollup import ADVISORY_LOCK
-from prove.backup import Backup
 from prove.disk import SmallDisk
 from prove.proxy import Proxy
 from prove.scenario import scenario
@@ -275,7 +274,6 @@ def frozen_in_a_pass(world: World) -> None:
     world.note("rolled up by the other worker after", f"{longest:.0f} s")
     feed.stop()
     require_logged(world, "The roll-ups stopped short")
-    world.workers_roll_up = True
 
 
 def await_rolled_up(world: World, newest: int) -> None:
@@ -543,83 +541,4 @@ def rows_at_fault(world: World) -> None:
     feed.send_recordings()
     feed.send(5_000)
     world.wait_until(lambda: world.lag() == 0, "all is read")
-    require_no_restart(world)
-
-
-# Another state under the workers' feet
-
-
-@scenario("restored from an older backup while the workers run", quick=True)
-def restored_from_a_backup(world: World) -> None:
-    feed = world.stream()
-    world.ledger_went_back = True
-    for _ in range(2):
-        world.pause(1.0, 2.0)
-        backup = Backup(world)
-        world.wait_for_more("more than is in the backup")
-        world.pause(1.0, 3.0)
-        backup.restore()
-        world.did("restored from an older backup")
-        world.wait_for_more("it goes on")
-    feed.stop()
-    require_logged(world, "Reading again from the ledger's offset")
-
-
-@scenario("the id sequence set back, to ids that are taken at the same instant")
-def sequence_set_back(world: World) -> None:
-    feed = world.stream()
-    for number in range(3):
-        world.pause(1.0, 2.0)
-        feed.stop()
-        world.wait_until(lambda: world.lag() == 0, "all is read")
-        # An id and its instant are a key, too: only beats of one instant can clash.
-        instant = BASE - timedelta(days=1, seconds=number)
-        # More than a batch of the others tries at once, in each of its ways.
-        crowd = [(f"first-{each}", instant, 60) for each in range(60)]
-        feed.send_beats(crowd, partition=0)
-        world.wait_until(lambda: world.lag() == 0, "the crowd is stored")
-        lowest = world.scalar(
-            'SELECT min(id) FROM heartbeats WHERE "timestamp" = :instant',
-            instant=instant,
-        )
-        execute(world, f"SELECT setval('heartbeats_id_seq', {lowest}, false)")
-        world.did("the id sequence set back to ids that are taken")
-        others = [(f"second-{each}", instant, 61) for each in range(6)]
-        feed.send_beats(others, partition=0)
-        feed.start()
-    world.wait_for_more("it goes on")
-    execute(world, "SELECT setval('heartbeats_id_seq', 1, false)")
-    world.did("the id sequence set back to 1")
-    world.wait_for_more("it goes on")
-    feed.stop()
-    require_no_restart(world)
-
-
-@scenario("migrations while beats flow: Alembic, columns, indexes, a table locked")
-def migrated_meanwhile(world: World) -> None:
-    feed = world.stream()
-    world.run_alembic("upgrade", "head")
-    world.run_alembic("stamp", "head")
-    world.did("alembic upgrade and stamp")
-    for statement in (
-        "ALTER TABLE heartbeats ADD COLUMN more INTEGER DEFAULT 7",
-        "ALTER TABLE partition_ledger ADD COLUMN more TEXT",
-        "CREATE INDEX more ON heartbeats (heart_rate)",
-    ):
-        with holding(world, statement) as migration:
-            world.pause(1.0, 7.0)
-            migration.commit()
-        world.did("a column or an index added, in a transaction of up to 7 s")
-        world.pause(0.0, 1.0)
-    execute(
-        world,
-        "ALTER TABLE heartbeats ALTER COLUMN more SET NOT NULL",
-        "ALTER TABLE heartbeats ALTER COLUMN more DROP DEFAULT",
-    )
-    world.did("a column that no insert fills, for 2 to 4 s")
-    world.pause(2.0, 4.0)
-    execute(world, "ALTER TABLE heartbeats DROP COLUMN more")
-    world.wait_for_more("it goes on")
-    feed.stop()
-    require_logged(world, "NotNullViolation")
     require_no_restart(world)

@@ -6,11 +6,13 @@ import pytest
 
 from prove.guards import GUARDS, Guard, without
 from prove.scenario import scenarios
+from tests.servers import PROJECT
 
 
 @pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)
 def test_a_guard_can_be_taken_out(guard: Guard) -> None:
-    assert guard.scenario in scenarios()
+    file, _, test = guard.fails.partition("::")
+    assert guard.fails in scenarios() or f"def {test}(" in (PROJECT / file).read_text()
     with without(guard) as source:
         for patch in guard.patches:
             compile((source / patch.file).read_text(), patch.file, "exec")
