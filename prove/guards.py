@@ -422,7 +422,8 @@ GUARDS = {guard.name: guard for guard in (
         "one-by-one",
         "what cannot be written together is written apart: no partition waits for "
         "another's row",
-        "ledger-locked",
+        "tests/unit/test_lane_agent.py"
+        "::test_what_fails_together_is_tried_one_by_one",
         (
             Patch(
                 AGENT,

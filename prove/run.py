@@ -71,9 +71,10 @@ def run_test(test: str, *, source: Path) -> Outcome:
     )
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{test}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    complaints = [
+    # Said once, not for each of its parameters.
+    complaints = dict.fromkeys(
         line[1:].strip() for line in done.stdout.splitlines() if line[:2] == "E "
-    ]
+    )
     assert done.returncode == 0 or complaints, done.stdout
     seconds = time.monotonic() - began
-    return Outcome(test, seed=0, seconds=seconds, complaints=complaints)
+    return Outcome(test, seed=0, seconds=seconds, complaints=list(complaints))
