@@ -119,13 +119,13 @@ def migrated_meanwhile(world: World) -> None:
 # What is to be there no more
 
 
-def waits(world: World, application: str) -> bool:
-    """Whether a session of that name waits for another's lock."""
+def waits_for(world: World, table: str) -> bool:
+    """Whether a session waits until it may use the table."""
     return bool(
         world.scalar(
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            " AND application_name = :application",
-            application=f"heartbeat_app {application}",
+            "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            " AND relation = CAST(:table AS regclass)",
+            table=table,
         )
     )
 
@@ -137,10 +137,10 @@ def erase(world: World, customer: str) -> None:
         lambda: world.scalar(stored, customer=customer) > 100, "beats are stored"
     )
     with holding(world, "LOCK TABLE ingest_minute IN EXCLUSIVE MODE"):
-        world.wait_until(lambda: waits(world, "writer"), "a batch waits")
+        world.wait_until(lambda: waits_for(world, "ingest_minute"), "a batch waits")
         erasing = world.start_command("erase", customer, "--yes")
         world.wait_until(
-            lambda: erasing.poll() is not None or waits(world, "erase"),
+            lambda: erasing.poll() is not None or waits_for(world, "erased_customers"),
             "the erasure waits for the batch, or has not waited",
         )
     said, _ = erasing.communicate(timeout=60)
