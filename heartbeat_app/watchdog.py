@@ -133,6 +133,10 @@ class Watchdog(Service):
 
     async def look(self) -> str | None:
         """Look once and update `health`; says why when the process has to end."""
+        if self.app.should_stop:
+            # Python waits at its end for a question to a server that hangs.
+            self.health = Health(("the worker stops",), None)
+            return None
         reasons: list[str] = []
         database = await self._look_at_database(reasons)
         lags = await self._look_at_kafka(reasons)

@@ -36,6 +36,7 @@ class Worker:
         self.writer = SimpleNamespace(signs_of_life=Counter())
         self.reads = None
         self.writes: dict[TP, Future[None]] = {}
+        self.should_stop = False
         self.rebalancing = False
         self.rebalancing_count = 1
         self.consumer = SimpleNamespace(generation=1)
@@ -73,6 +74,17 @@ def test_nothing_to_do_is_no_standstill(worker: Worker) -> None:
     worker.look(0)
     worker.wait(10_000)
     assert worker.look(0) == ("", None)
+
+
+async def test_a_worker_that_stops_asks_nobody_any_more(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What hangs by then was broken off; a new question would hang in its place."""
+    asked: list[object] = []
+    monkeypatch.setattr(watchdog, "probe", asked.append)
+    worker.should_stop = True
+    assert await worker.watchdog.look() is None
+    assert (asked, worker.watchdog.health.reasons) == ([], ("the worker stops",))
 
 
 async def test_what_fell_out_of_the_log_is_not_waited_for(worker: Worker) -> None:
@@ -299,6 +311,7 @@ watchdog.STANDSTILL_SECONDS, watchdog.LOOK_SECONDS = 2.0, 0.1
 watchdog.probe = lambda reads: None
 watchdog.read_books = lambda reads: SimpleNamespace(problems=[])
 app = SimpleNamespace(
+    should_stop=False,
     reads=None,
     reads_in_use=SimpleNamespace(break_off=lambda after_seconds: 0),
     questions=SimpleNamespace(uses=SimpleNamespace(break_off=lambda after_seconds: 0)),
