@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import random
+import re
 import statistics
 import struct
 import time
@@ -75,6 +76,22 @@ def row(browser: Browser, id: str) -> dict[str, str]:
     return next((each for each in browser.rows() if each["id"] == id), nobody)
 
 
+def line(browser: Browser, id: str) -> str:
+    """The path of the customer's sparkline."""
+    found: str = browser.run(
+        "return [...document.querySelectorAll('tr.customer')]"
+        ".find((row) => row.querySelector('button').textContent === arguments[0])"
+        ".querySelector('path').getAttribute('d')",
+        id,
+    )
+    return found
+
+
+def height(line: str) -> float:
+    """How far below the top of its picture a line begins."""
+    return float(re.findall(r"M\d+ ([\d.]+)", line)[0])
+
+
 def states(browser: Browser) -> set[str]:
     """Of all customers whose rows are in the page."""
     return {each["state"] for each in browser.rows()}
@@ -127,8 +144,25 @@ def test_a_person_watches(browser: Browser, people: People, worker: Worker) -> N
     # Numbers move.
     before = row(browser, "fast")["rate"]
     browser.wait(lambda: row(browser, "fast")["rate"] != before, "rates move")
-    browser.wait(lambda: browser.text("rate") not in ("--", "0"), "beats per second")
     assert browser.text("link") == "Hears the server"
+
+    # The figures at the top: beats per second, delay, lag, refused.
+    browser.wait(lambda: browser.text("rate") not in ("--", "0"), "beats per second")
+    took = r"[\d.]+ m?s"
+    browser.wait(
+        lambda: re.fullmatch(f"{took} / {took}", browser.text("delay")), "the delay"
+    )
+    browser.wait(lambda: browser.text("lag").isdigit(), "the lag")
+    assert browser.text("refused") == "0"
+    people.topic.produce([b"no beat"] * 3)
+    browser.wait(lambda: browser.text("refused") == "3", "three are refused")
+
+    # The last minutes as a line, which goes on.
+    drawn = line(browser, "fast")
+    assert re.match(r"M\d+ [\d.]+L", drawn)
+    browser.wait(lambda: line(browser, "fast") != drawn, "its line goes on")
+    # Above the other's: it is drawn from the top.
+    assert height(line(browser, "fast")) < height(line(browser, "slow"))
 
     # An id is text whatever it holds.
     browser.search("script")
@@ -253,24 +287,37 @@ def test_thousands_are_a_few_rows_in_the_page(
     browser: Browser, topic: Topic, make_worker: Callable[..., Worker]
 ) -> None:
     topic.make(partitions=1)
-    now = datetime.now(UTC)
     ids = [f"customer-{number:05d}" for number in range(1, 10_001)]
-    topic.produce([encode(Heartbeat(id, now, 72)) for id in ids])
+    sent = itertools.count()
+
+    def beat() -> None:
+        now, rate = datetime.now(UTC), 60 + next(sent) % 40
+        topic.produce([encode(Heartbeat(id, now, rate)) for id in ids])
+
     worker = make_worker(WEB_TOKEN=TOKEN).start()
     worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
-    open_page(browser, worker)
-    counted = "return document.querySelector('[data-count=all]').textContent"
-    browser.wait(lambda: browser.run(counted) == "10,000", "all have come", seconds=60)
-    assert len(browser.rows()) < 60
-    browser.search("09999")
-    browser.wait(
-        lambda: [r["id"] for r in browser.rows()] == ["customer-09999"], "it is found"
-    )
-    browser.search("")
-    browser.type(Keys.ARROW_DOWN)
-    browser.type(Keys.END)
-    browser.wait(lambda: browser.focused() == "customer-10000", "the end")
-    assert len(browser.rows()) < 60
+    with Crowd(beat, 2.0):
+        open_page(browser, worker)
+        counted = "return document.querySelector('[data-count=all]').textContent"
+        browser.wait(
+            lambda: browser.run(counted) == "10,000", "all have come", seconds=60
+        )
+        assert len(browser.rows()) < 60
+        browser.search("09999")
+        browser.wait(
+            lambda: [r["id"] for r in browser.rows()] == ["customer-09999"],
+            "it is found",
+        )
+        before = row(browser, "customer-09999")["rate"]
+        browser.wait(
+            lambda: row(browser, "customer-09999")["rate"] not in (before, "--"),
+            "rates move",
+        )
+        browser.search("")
+        browser.type(Keys.ARROW_DOWN)
+        browser.type(Keys.END)
+        browser.wait(lambda: browser.focused() == "customer-10000", "the end")
+        assert len(browser.rows()) < 60
 
 
 # What the page does, frame by frame: the longest gap of each second in milliseconds,

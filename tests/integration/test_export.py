@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from sqlalchemy import Engine, text
 from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import DayGoneError
 from heartbeat_app.models import Heartbeat
+from heartbeat_app.progress import LINE_SECONDS
 from heartbeat_app.recordings import read
 from heartbeat_app.storage import extract
 from heartbeat_app.storage.engine import make_engine
@@ -183,6 +186,24 @@ def test_ctrl_c_says_that_nothing_was_kept(
     assert out.decode().startswith("Stopped after ")
     assert "Nothing was kept: no " in out.decode()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_it_tells_how_far_it_is(
+    environ: dict[str, str], engine: Engine, kept: Kept, tmp_path: Path
+) -> None:
+    rows = fill(engine)
+    with engine.connect() as blocking:
+        blocking.execute(text("LOCK TABLE heartbeats_2026_01_02"))
+        with typing(environ, "export", str(tmp_path / "beats.csv")) as process:
+            kept.waits("heartbeat_app export")
+            time.sleep(LINE_SECONDS)
+            blocking.rollback()
+            out, err = process.communicate(timeout=20)
+    assert out.decode().startswith(f"Wrote {len(rows)} beats")
+    told = re.findall(r"^Exporting: ([\d,]+) beats \((\d+)%\)$", err.decode(), re.M)
+    # Of three days two.
+    beats = sum(row[1] < BEGIN + 48 * HOUR for row in rows)
+    assert [(int(of), int(share)) for of, share in told[:1]] == [(beats, 67)]
 
 
 def test_what_goes_wrong_leaves_no_file(
