@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import partial
+from typing import NoReturn
 
 import click
+import psutil
 from rich.console import Console
 
 from prove import report
@@ -45,14 +51,51 @@ def show(outcome: Outcome) -> None:
         console.print(f"      ! {complaint}", markup=False)
 
 
+def each_of(
+    work: Mapping[str, Callable[[], Outcome]], jobs: int
+) -> Iterator[tuple[str, Outcome]]:
+    """Do some at a time; each with its name, as it ends.
+
+    After Ctrl-C what has begun goes on to its end, and the rest is left; another breaks
+    off.
+    """
+    pool = ThreadPoolExecutor(jobs)
+    running = {pool.submit(call): name for name, call in work.items()}
+    stopping = False
+    while running:
+        try:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+        except KeyboardInterrupt:
+            if stopping:
+                break_off()
+            stopping = True
+            pool.shutdown(wait=False, cancel_futures=True)
+            running = {each: of for each, of in running.items() if not each.cancelled()}
+            console.print(
+                f"Stopping when these have ended, in a few minutes: "
+                f"{', '.join(running.values())}. Ctrl-C again breaks them off."
+            )
+        else:
+            for each in done:
+                yield running.pop(each), each.result()
+
+
+def break_off() -> NoReturn:
+    """End at once, with all that was started: it has sessions of its own."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    console.print("Broken off; nothing of this run was kept.")
+    os._exit(128 + signal.SIGINT)
+
+
 def run_all(chosen: list[Scenario], seed: int, jobs: int) -> list[Outcome]:
     """Run scenarios, some at a time."""
     outcomes = []
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(run, each, seed) for each in chosen]
-        for future in as_completed(futures):
-            outcomes.append(future.result())
-            show(outcomes[-1])
+    work = {each.name: partial(run, each, seed) for each in chosen}
+    for _, outcome in each_of(work, jobs):
+        outcomes.append(outcome)
+        show(outcome)
     return outcomes
 
 
@@ -64,20 +107,17 @@ def run_without(guard: Guard, seed: int) -> Outcome:
         return run_test(guard.fails, source=source)
 
 
-def run_without_each(chosen: list[Guard], seed: int, jobs: int) -> list[str]:
-    """Take out one guard after the other; those without which nothing went wrong."""
-    unneeded = []
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(run_without, each, seed): each for each in chosen}
-        for future in as_completed(futures):
-            guard, outcome = futures[future], future.result()
-            console.print(f"Without {guard.name}: {guard.holds}", markup=False)
-            show(outcome)
-            if outcome.passed:
-                unneeded.append(guard.name)
-            else:
-                report.keep_guard(guard.name, outcome)
-    return unneeded
+def run_without_each(chosen: list[Guard], seed: int, jobs: int) -> dict[str, Outcome]:
+    """Take out one guard after the other; what came of it, by the guard's name."""
+    outcomes = {}
+    work = {each.name: partial(run_without, each, seed) for each in chosen}
+    for name, outcome in each_of(work, jobs):
+        console.print(f"Without {name}: {GUARDS[name].holds}", markup=False)
+        show(outcome)
+        outcomes[name] = outcome
+        if not outcome.passed:
+            report.keep_guard(name, outcome)
+    return outcomes
 
 
 def long(minutes: int) -> Scenario:
@@ -134,11 +174,12 @@ def main(
             console.print(f"{each.name:30} {mark:6} {each.title}")
     elif guards:
         taken = list(GUARDS) if "each" in guards else guards
-        unneeded = run_without_each([GUARDS[name] for name in taken], seed, jobs)
+        found = run_without_each([GUARDS[name] for name in taken], seed, jobs)
         report.write(everything)
+        unneeded = [name for name, outcome in found.items() if outcome.passed]
         if unneeded:
             console.print(f"Nothing went wrong without {', '.join(unneeded)}")
-        sys.exit(bool(unneeded))
+        sys.exit(bool(unneeded) or len(found) < len(taken))
     elif minutes is not None:
         outcome = run(long(minutes), seed)
         show(outcome)
@@ -157,10 +198,15 @@ def main(
             report.keep(each for each in outcomes if not each.skipped)
             report.write(everything)
         failed = [outcome.name for outcome in outcomes if not outcome.passed]
+        if len(outcomes) < len(picked):
+            kept = "not kept" if quick else "kept"
+            console.print(
+                f"Stopped: {len(outcomes)} of {len(picked)} were run, and are {kept}."
+            )
         console.print(
             f"Failed: {', '.join(failed)}" if failed else "All hold: 0 lost, 0 doubled."
         )
-        sys.exit(bool(failed))
+        sys.exit(bool(failed) or len(outcomes) < len(picked))
 
 
 if __name__ == "__main__":
