@@ -14,7 +14,8 @@ from tests.oracle import Oracle, Record, Row
 
 # Kafka may be away for long; nothing that the oracle counts on may be given up.
 CONFIG: dict[str, Any] = {
-    "linger.ms": 5,
+    # A batch of a few records costs Kafka as much as one of many.
+    "linger.ms": 25,
     "enable.idempotence": True,
     "message.timeout.ms": 600_000,
     "topic.metadata.propagation.max.ms": 60_000,

@@ -135,6 +135,7 @@ class World:
         }
         self._exit = ExitStack()
         self._topic: Topic | None = None
+        self._asking: Consumer | None = None
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
@@ -151,6 +152,7 @@ class World:
             self.engine: Engine = engine_of(settings, pool_pre_ping=True)
             undo.callback(self.engine.dispose)
             self.topic.make(PARTITIONS)
+            undo.callback(self._close_asking)
             undo.callback(self._end_workers)
             # Asks, never joins.
             self._group = Consumer(
@@ -286,7 +288,8 @@ class World:
 
     def watermarks(self) -> dict[int, tuple[int, int]]:
         """Where the log of each partition begins and ends, asked of Kafka."""
-        consumer = Consumer({**self.topic.config, "group.id": "none"})
+        consumer = self._asking or Consumer({**self.topic.config, "group.id": "none"})
+        self._asking = consumer
         try:
             known = consumer.list_topics(TOPIC, timeout=5).topics[TOPIC].partitions
             return {
@@ -295,8 +298,15 @@ class World:
                 )
                 for partition in known
             }
-        finally:
-            consumer.close()
+        except KafkaException:
+            self._close_asking()
+            raise
+
+    def _close_asking(self) -> None:
+        """Ask with a new client; one that lost sight of Kafka may be blind for long."""
+        if self._asking is not None:
+            self._asking.close()
+            self._asking = None
 
     def begins(self) -> dict[int, int]:
         """Where the log of each partition begins."""
@@ -361,7 +371,8 @@ class World:
                 self.supervise()
             return found
 
-        return wait_until(holds, what, seconds=seconds)
+        # Often enough; what is asked for costs Kafka and PostgreSQL something, too.
+        return wait_until(holds, what, seconds=seconds, pause=0.2)
 
     def wait_for_more(self, what: str) -> None:
         """Wait until more is read than now."""

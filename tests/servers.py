@@ -55,15 +55,23 @@ def free_port() -> int:
 
 
 def wait_until(
-    condition: Callable[[], Any], what: str, *, seconds: float = 60.0
+    condition: Callable[[], Any],
+    what: str,
+    *,
+    seconds: float = 60.0,
+    pause: float = 0.05,
 ) -> Any:
-    """Wait for a condition; its value, or a failure that says what did not happen."""
+    """Wait for a condition; its value, or a failure that says what did not happen.
+
+    Arguments:
+        pause: Seconds until it is asked again.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
-        time.sleep(0.05)
+        time.sleep(pause)
     raise AssertionError(f"Not within {seconds:g} s: {what}")
 
 
