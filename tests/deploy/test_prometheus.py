@@ -1,0 +1,135 @@
+"""What is asked of Prometheus, answered by a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.deploy import dashboards
+from tests.deploy.prometheus import Prometheus, Promtool, unpack
+from tests.deploy.test_grafana import documented
+from tests.servers import PROJECT, Topic, Worker
+
+pytestmark = pytest.mark.integration
+
+TOKEN = "the-token-of-these-tests"
+CONFIG = (PROJECT / "prometheus/prometheus.yml").read_text()
+
+STORED = 'heartbeat_app_beats_stored_total{instance="a"}'
+OTHER_STORED = 'heartbeat_app_beats_stored_total{instance="b"}'
+LAG = 'heartbeat_app_lag_records{instance="a",topic="t",partition="0"}'
+OTHER_LAG = 'heartbeat_app_lag_records{instance="b",topic="t",partition="1"}'
+READY = 'heartbeat_app_ready{instance="a",job="heartbeat_app"}'
+OTHER_READY = 'heartbeat_app_ready{instance="b",job="heartbeat_app"}'
+UP = 'up{instance="a",job="heartbeat_app"}'
+OTHER_UP = 'up{instance="b",job="heartbeat_app"}'
+DISK = 'node_filesystem_avail_bytes{mountpoint="/var/lib/postgresql"}'
+GIGABYTE = 1_000_000_000
+A_DAY = 4 * 60 * 24  # of samples
+
+# In promtool's notation: first + step x times, one every 15 s.
+ANSWERS: list[tuple[str, dict[str, str], str, list[float]]] = [
+    ("Nothing stored for 60 s", {STORED: "0+1000x40"}, "10m", [4_000]),
+    ("Nothing stored for 60 s", {STORED: "0+1000x20 20000x20"}, "10m", [0]),
+    # A worker that starts anew counts anew.
+    ("Nothing stored for 60 s", {STORED: "0+9x37 0 1000 2000"}, "10m", [2_000]),
+    (
+        "Nothing stored for 60 s",
+        {STORED: "5x40", OTHER_STORED: "0+10x40"},
+        "10m",
+        [40],
+    ),
+    ("Nothing stored for 60 s", {}, "10m", [0]),
+    ("Lag growing", {LAG: "0+1000x40"}, "10m", [40_000]),
+    ("Lag growing", {LAG: "0+600x40", OTHER_LAG: "0+400x40"}, "10m", [40_000]),
+    ("Lag growing", {LAG: "90000-1000x40"}, "10m", [0]),
+    ("Lag growing", {LAG: "0+10x40"}, "10m", [0]),
+    ("Lag growing", {}, "10m", []),
+    ("Worker not ready", {READY: "1x40", UP: "1x40"}, "10m", [1]),
+    (
+        "Worker not ready",
+        {READY: "1x40", UP: "1x40", OTHER_READY: "0x40", OTHER_UP: "1x40"},
+        "10m",
+        [0],
+    ),
+    # It does not answer, or tells nothing.
+    ("Worker not ready", {READY: "1x20 stale", UP: "1x20 0x20"}, "10m", [0]),
+    (
+        "Worker not ready",
+        {READY: "1x40", UP: "1x40", OTHER_UP: "1x40"},
+        "10m",
+        [0],
+    ),
+    ("Worker not ready", {}, "10m", [0]),
+    # Ten gigabytes a day, and thirty are left.
+    (
+        "Disk for less than 7 days",
+        {DISK: f"{40 * GIGABYTE}-{10 * GIGABYTE // A_DAY}x{A_DAY}"},
+        "1d",
+        [3],
+    ),
+    ("Disk for less than 7 days", {DISK: f"{GIGABYTE}x{A_DAY}"}, "1d", [3_650]),
+    ("Disk for less than 7 days", {DISK: f"1+{GIGABYTE}x{A_DAY}"}, "1d", [3_650]),
+    ("Disk for less than 7 days", {}, "1d", []),
+    # An attempt that failed in the minute before; none, where a worker is there.
+    (
+        "Retries",
+        {'heartbeat_app_retries_total{cause="x"}': "0+1x40", READY: "1x40"},
+        "10m",
+        [4],
+    ),
+    ("Retries", {READY: "1x40"}, "10m", [0]),
+    ("Retries", {}, "10m", []),
+]
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prometheus")
+    if why := unpack(folder):
+        pytest.skip(f"No Prometheus is asked: {why}")
+    return folder
+
+
+@pytest.mark.parametrize(("title", "series", "at", "expected"), ANSWERS)
+def test_the_answer_is_what_it_is_called(
+    programs: Path, title: str, series: dict[str, str], at: str, expected: list[float]
+) -> None:
+    (question,) = (asked for where, asked in dashboards.promql() if where == title)
+    found = Promtool(programs).answer(question, series, at)
+    assert found == pytest.approx(expected, rel=0.01)
+
+
+def test_a_server_that_scrapes_a_worker_answers_everything(
+    programs: Path,
+    tmp_path: Path,
+    topic: Topic,
+    make_worker: Callable[..., Worker],
+) -> None:
+    topic.make(partitions=2)
+    worker = make_worker(WEB_TOKEN=TOKEN, SYNTHETIC_CUSTOMERS="200").start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    # Some that are refused, so that their share is one.
+    topic.produce([b"no beat"] * 20)
+    address = f"127.0.0.1:{worker.environ['WEB_PORT']}"
+    with Prometheus(
+        programs,
+        tmp_path,
+        yaml.safe_load(CONFIG),
+        targets={"heartbeat_app": address},
+        token=TOKEN,
+    ) as prometheus:
+        assert prometheus.wait_for_answer("up == 1") == [1]
+        for _, question in [*dashboards.promql(), *documented()]:
+            if "node_filesystem" in question or "> 60" in question:
+                prometheus.answer(question)  # there is nothing of the kind here
+            else:
+                assert prometheus.wait_for_answer(question)
+        assert prometheus.answer("sum(heartbeat_app_ready)") == [1]
+        # As many a second as the worker makes, 200, once it has made them for long.
+        stored = "sum(rate(heartbeat_app_beats_stored_total[10s]))"
+        (rate,) = prometheus.wait_for_answer(f"{stored} > 100")
+        assert rate < 400
