@@ -417,10 +417,12 @@ def test_any_order_two_workers_and_kills(
     if choice.random() < 0.5:
         found.sort(key=lambda each: each.timestamp)
     stop = threading.Event()
+    # Before anybody is killed: they begin their books at once.
+    writers = [make_writer(f"victim {partition}") for partition in range(2)]
 
     def write(partition: int) -> None:
         own = random.Random(f"{seed}/{partition}")
-        writer = make_writer(f"victim {partition}")
+        writer = writers[partition]
         mine = found[partition::2]
         asked = 0
         while mine:
