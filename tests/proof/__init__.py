@@ -1,4 +1,4 @@
-"""The quick scenarios of the proof, a file for each group: pytest runs two at once."""
+"""The quick scenarios of the proof, a file for each group: pytest runs some at once."""
 
 from __future__ import annotations
 
