@@ -374,6 +374,12 @@ class World:
         # Often enough; what is asked for costs Kafka and PostgreSQL something, too.
         return wait_until(holds, what, seconds=seconds, pause=0.2)
 
+    def wait_until_read(self, *, seconds: float = 120.0) -> None:
+        """Wait until the workers have read all that was sent."""
+        self.wait_until(
+            lambda: self.lag() == 0, "all that was sent is read", seconds=seconds
+        )
+
     def wait_for_more(self, what: str) -> None:
         """Wait until more is read than now."""
         before = self.consumed()
@@ -397,14 +403,8 @@ class World:
 
     def settle(self) -> None:
         """Wait until all that was sent is read, stop the workers, and judge."""
-
-        def read() -> bool:
-            return self.lag() == 0
-
         try:
-            self.wait_until(
-                read, "all that was sent is read", seconds=self.settled_within
-            )
+            self.wait_until_read(seconds=self.settled_within)
         except AssertionError as error:
             self.outcome.complaints += [
                 f"{error}; {self.lag()} are left",

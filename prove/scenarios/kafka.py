@@ -37,10 +37,6 @@ def flowing(world: World, *, workers: int = 2, rate: float = 2_000) -> Iterator[
         feed.stop()
 
 
-def wait_until_read(world: World) -> None:
-    world.wait_until(lambda: world.lag() == 0, "all that was sent is read")
-
-
 def keys_between(
     world: World, begins: dict[int, int], ends: dict[int, int]
 ) -> list[bytes]:
@@ -164,7 +160,7 @@ def coordinator_late(world: World) -> None:
         world.note("longest delay", f"{late.longest:.1f} s")
         late.seconds = 0.0
         world.settled_within = 180.0
-        wait_until_read(world)
+        world.wait_until_read()
         for worker in world.workers:
             world.stop_worker(worker)
 
@@ -179,7 +175,7 @@ def remake_topic(world: World, worker: Worker, count: int) -> None:
     feed = world.feed()
     feed.send_recordings()
     feed.send(20_000)
-    wait_until_read(world)
+    world.wait_until_read()
     pid = worker.pid
     # What it had acknowledged of the old topic is committed for that name.
     world.ledger_went_back = True
@@ -188,7 +184,7 @@ def remake_topic(world: World, worker: Worker, count: int) -> None:
     world.did(f"topic of 20,000 records deleted, made again with {count:,}")
     feed = world.feed()
     feed.send(count)
-    wait_until_read(world)
+    world.wait_until_read()
     world.require(worker.is_running() and worker.pid == pid, "the worker ended")
     # A rebalance may be quicker than the watch, which says that it was made again.
     said = ("was deleted and made again", "going on at 0 of")
@@ -225,7 +221,7 @@ def topic_remade_unseen(world: World) -> None:
     feed = world.feed()
     feed.send_recordings()
     feed.send(10_000)
-    wait_until_read(world)
+    world.wait_until_read()
     worker.pause()
     world.pause(FETCH_WAITS_SECONDS, FETCH_WAITS_SECONDS)
     world.topic.delete()
@@ -244,7 +240,7 @@ def topic_remade_under_load(world: World) -> None:
     world.ledger_went_back = True
     workers = [world.start_worker() for _ in range(2)]
     world.feed().send(10_000)
-    wait_until_read(world)
+    world.wait_until_read()
     lost = 0
     for number in range(20):
         if number >= 3 and lost:
@@ -269,7 +265,7 @@ def topic_remade_under_load(world: World) -> None:
         world.did("topic deleted in mid-stream and made again")
         world.topic.make(PARTITIONS)
         world.feed().send(10_000)
-        wait_until_read(world)
+        world.wait_until_read()
         for partition, reached in world.next_offsets(old).items():
             unread = keys[partition][max(0, reached - begins[partition]) :]
             lost += world.oracle.forgive(unread)
@@ -296,7 +292,7 @@ def partitions_added(world: World) -> None:
         # From now on into the new ones, too.
         world.wait_until(lambda: len(world.ends()) == partitions, "they are there")  # noqa: B023 (waited for here)
     world.feed(rate=5_000).send(30_000)
-    wait_until_read(world)
+    world.wait_until_read()
     world.require(len(world.next_offsets()) == 11, "not all partitions are read")
 
 
@@ -321,7 +317,7 @@ def lose(world: World, count: int, *, bad: float) -> None:
 
 def require_said(world: World, worker: Worker) -> None:
     """Complain unless it goes on and said what was missing."""
-    wait_until_read(world)
+    world.wait_until_read()
     world.require(worker.is_running(), "the worker ended")
     world.require(FELL_OUT in worker.log(), f"no line of the log says {FELL_OUT!r}")
 
@@ -336,7 +332,7 @@ def records_deleted(world: World) -> None:
     world.feed().send_recordings()
     for way in ("stopped", "frozen"):
         world.feed().send(10_000)
-        wait_until_read(world)
+        world.wait_until_read()
         if way == "stopped":
             world.stop_worker(worker)
         else:
@@ -359,7 +355,7 @@ def records_deleted(world: World) -> None:
 def records_deleted_under_load(world: World) -> None:
     workers = [world.start_worker() for _ in range(2)]
     world.feed().send(5_000)
-    wait_until_read(world)
+    world.wait_until_read()
     for number in range(20):
         if number >= 4 and world.missing:
             break
@@ -379,7 +375,7 @@ def records_deleted_under_load(world: World) -> None:
             worker.resume()
         world.did("records deleted while two workers were reading them")
         world.feed().send(5_000)
-        wait_until_read(world)
+        world.wait_until_read()
         # Nobody can tell beforehand which; as many as the books call missing.
         with world.engine.connect() as connection:
             rows = connection.execute(
@@ -405,7 +401,7 @@ def retention(world: World) -> None:
     worker = world.start_worker()
     world.feed().send_recordings()
     world.feed().send(10_000)
-    wait_until_read(world)
+    world.wait_until_read()
     world.stop_worker(worker)
     lose(world, 20_000, bad=0.002)
     ends = world.ends()
@@ -462,7 +458,7 @@ def transactions(world: World) -> None:
             victim.kill()
             victim.start()
             world.did("kill -9 of a worker")
-    wait_until_read(world)
+    world.wait_until_read()
     booked = world.scalar("SELECT sum(gap) FROM partition_ledger")
     world.require(booked == gaps, f"the books say {booked} gaps, not {gaps}")
     world.note("offsets without a record for a reader", f"{gaps:,}")
@@ -484,7 +480,7 @@ def compacted(world: World) -> None:
     world.feed().send_recordings()
     gaps = 0
     for way in ("stopped", "running"):
-        wait_until_read(world)
+        world.wait_until_read()
         if way == "stopped":
             world.stop_worker(worker)
         producer = Producer({**world.topic.config, "linger.ms": 5})
@@ -506,7 +502,7 @@ def compacted(world: World) -> None:
             wait_until_compacted(world)
             world.did("records compacted away before they were read", gaps)
             worker.start()
-    wait_until_read(world)
+    world.wait_until_read()
     booked = world.scalar("SELECT sum(gap) FROM partition_ledger")
     world.require(booked == gaps, f"the books say {booked} gaps, not {gaps}")
 

@@ -231,7 +231,7 @@ def midnight(world: World) -> None:
     world.did("a day began")
     world.pause(8.0, 8.0)
     feed.stop()
-    world.wait_until(lambda: world.lag() == 0, "all is read")
+    world.wait_until_read()
     for day in (tomorrow - timedelta(1), tomorrow):
         stored = world.scalar(f"SELECT count(*) FROM heartbeats_{day:%Y_%m_%d}")
         world.note(f"beats {'after' if day == tomorrow else 'before'}", f"{stored:,}")
@@ -277,7 +277,7 @@ def too_many_days(world: World) -> None:
     feed.send(10_000)
     last, refused = BASE.date(), 0
     while refused < 300:
-        world.wait_until(lambda: world.lag() == 0, "all is read")
+        world.wait_until_read()
         there = days_there(world)
         asked = [last - timedelta(days=each) for each in range(1, 301)]
         room = MAX_DAYS - len(there)
@@ -293,7 +293,7 @@ def too_many_days(world: World) -> None:
         world.did("new days asked for", len(new))
         last = asked[-1]
     feed.send_beats([("customer", datetime.now(UTC), 60)])
-    world.wait_until(lambda: world.lag() == 0, "all is read")
+    world.wait_until_read()
     world.note("days in all", f"{len(days_there(world)):,}")
     require_no_restart(world)
 

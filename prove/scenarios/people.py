@@ -60,7 +60,7 @@ def sequence_set_back(world: World) -> None:
     for number in range(3):
         world.pause(1.0, 2.0)
         feed.stop()
-        world.wait_until(lambda: world.lag() == 0, "all is read")
+        world.wait_until_read()
         # An id and its instant are a key, too: only beats of one instant can clash.
         instant = BASE - timedelta(days=1, seconds=number)
         # More than a batch of the others tries at once, in each of its ways.
@@ -204,7 +204,7 @@ def day_dropped(world: World) -> None:
             feed.send_records(world.oracle.beats(rows, partition=0, refused=reason))
         else:
             feed.send_records(world.oracle.beats_to_go(rows, partition=0))
-        world.wait_until(lambda: world.lag() == 0, "all is read")
+        world.wait_until_read()
         feed.start()
 
     def is_rolled_up() -> bool:

@@ -140,7 +140,7 @@ def database_away_at_a_rebalance(world: World) -> None:
     world.postgres.start()
     world.wait_for_more("it goes on")
     feed.stop()
-    world.wait_until(lambda: world.lag() == 0, "all is read")
+    world.wait_until_read()
     require_no_restart(world)
 
 
@@ -407,7 +407,7 @@ def connection_silent(world: World) -> None:
                 f"goes on after {time.monotonic() - began:.0f} s",
             )
         feed.stop()
-        world.wait_until(lambda: world.lag() == 0, "all is read")
+        world.wait_until_read()
         require_no_restart(world)
         world.stop_worker(worker)
 
@@ -543,5 +543,5 @@ def rows_at_fault(world: World) -> None:
             world.wait_until(lambda: world.lag() == 0, "the first ones are read")
     feed.send_recordings()
     feed.send(5_000)
-    world.wait_until(lambda: world.lag() == 0, "all is read")
+    world.wait_until_read()
     require_no_restart(world)
