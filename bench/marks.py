@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 import click
@@ -20,6 +21,7 @@ import msgspec
 from bench.fill import make_batches, own_server
 from heartbeat_app.storage import marks
 from heartbeat_app.storage.marks import touched
+from heartbeat_app.storage.prepared import Bound
 from heartbeat_app.storage.writer import Writer
 
 BEGIN = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -68,9 +70,14 @@ def python() -> None:
         click.echo(f"{name:35} {median:7.0f} ns a beat, {len(spans):4} marks")
 
 
+def unmarked(timestamps: Sequence[datetime]) -> list[Bound]:
+    """In the place of marks.marking."""
+    return []
+
+
 def written() -> None:
     """Print what batches take with and without their mark."""
-    mark = marks.mark
+    marking = marks.marking
     with own_server() as engine:
         writer = Writer(engine)
         for size, count in WRITTEN:
@@ -81,11 +88,11 @@ def written() -> None:
             for number, batch in enumerate(batches):
                 # With, without, without, with: none is always the first.
                 marked = number % 4 in {0, 3}
-                marks.mark = mark if marked else lambda *_: None
+                marks.marking = marking if marked else unmarked
                 began = time.perf_counter()
                 writer.write(batch)
                 taken[marked].append(time.perf_counter() - began)
-            marks.mark = mark
+            marks.marking = marking
             quarters = {key: statistics.quantiles(t) for key, t in taken.items()}
             middle = quarters[True][1] / quarters[False][1] - 1
             quick = quarters[True][0] / quarters[False][0] - 1

@@ -99,8 +99,8 @@ GUARDS = {guard.name: guard for guard in (
         (
             Patch(
                 WRITER,
-                "        marks.mark(connection, [each for one in inserted"
-                " for each in one.stored])\n",
+                "                *marks.marking([each for one in inserted"
+                " for each in one.stored]),\n",
                 "",
             ),
         ),

@@ -18,7 +18,7 @@ def leave_out(which: str) -> None:
     """Before the app is made."""
     rollup.Job.run_pass = lambda self, stopped=None: True  # type: ignore[method-assign]
     if which == "none":
-        marks.mark = lambda connection, timestamps: None
+        marks.marking = lambda timestamps: []
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import Connection, Engine, func, select, text
 
 from heartbeat_app.storage.marks import HOUR
-from heartbeat_app.storage.prepared import Prepared
+from heartbeat_app.storage.prepared import Bound, Prepared
 from heartbeat_app.storage.tables import (
     DELAY_BOUNDS_SECONDS,
     ingest_hour,
@@ -108,22 +108,17 @@ class Arrival:
     delays: Delays
 
 
-def record(
-    connection: Connection,
-    arrivals: Sequence[Arrival],
-    now: datetime,
-    *,
-    write_seconds: float,
-) -> None:
-    """Add batches to their minute, inside the transaction that stores them.
+def recording(
+    arrivals: Sequence[Arrival], now: datetime, *, write_seconds: float
+) -> Bound:
+    """What adds batches to their minute, for the transaction that stores them.
 
     Arguments:
         arrivals: Of different partitions.
         write_seconds: What that transaction took so far.
     """
     delays = [each.delays for each in arrivals]
-    ADD.execute(
-        connection,
+    return ADD.bind(
         now.replace(second=0, microsecond=0),
         write_seconds,
         [each.topic_id for each in arrivals],

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from heartbeat_app.exceptions import BooksError
-from heartbeat_app.storage.prepared import Prepared
+from heartbeat_app.storage.prepared import Bound, Prepared
 from heartbeat_app.storage.tables import partition_ledger as ledger
 
 COUNTED = ("consumed", "stored", "duplicate", "dead", "missing", "gap")
@@ -123,8 +123,8 @@ class Entry:
     counts: Mapping[str, int]
 
 
-def book(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Add what batches were, and move on; the rows must be locked.
+def booking(entries: Sequence[Entry]) -> Bound:
+    """What adds what batches were, and moves on; their rows must be locked.
 
     Raises:
         BooksError: They do not add up.
@@ -139,8 +139,7 @@ def book(connection: Connection, entries: Sequence[Entry]) -> None:
                 "rolled back; please report this."
             )
     columns = ("topic_id", "partition", "next_offset", "end_offset")
-    BOOK.execute(
-        connection,
+    return BOOK.bind(
         *([getattr(each, name) for each in entries] for name in columns),
         *([each.counts[name] for each in entries] for name in COUNTED),
     )

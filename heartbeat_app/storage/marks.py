@@ -8,7 +8,7 @@ from datetime import UTC, date, datetime, timedelta
 
 from sqlalchemy import Connection
 
-from heartbeat_app.storage.prepared import Prepared
+from heartbeat_app.storage.prepared import Bound, Prepared, run
 
 # From whole minute up to, not including, whole minute.
 Span = tuple[datetime, datetime]
@@ -92,6 +92,11 @@ def _floor(timestamp: datetime, unit: timedelta) -> datetime:
     return timestamp.replace(minute=minute, second=0, microsecond=0)
 
 
+def marking(timestamps: Sequence[datetime]) -> list[Bound]:
+    """What marks the minutes of rows that are new, for the transaction of the rows."""
+    return _inserting(touched(timestamps))
+
+
 def mark(connection: Connection, timestamps: Sequence[datetime]) -> None:
     """Mark the minutes of rows that are new, in the transaction that stores them."""
     mark_spans(connection, touched(timestamps))
@@ -99,6 +104,10 @@ def mark(connection: Connection, timestamps: Sequence[datetime]) -> None:
 
 def mark_spans(connection: Connection, spans: Iterable[Span]) -> None:
     """Mark these minutes."""
+    if statements := _inserting(spans):
+        run(connection, statements)
+
+
+def _inserting(spans: Iterable[Span]) -> list[Bound]:
     marked = list(spans)
-    if marked:
-        INSERT.execute(connection, *map(list, zip(*marked, strict=True)))
+    return [INSERT.bind(*map(list, zip(*marked, strict=True)))] if marked else []

@@ -9,9 +9,19 @@ the locks of its tables.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A prepared statement and its parameters, to be run."""
+
+    statement: Prepared
+    parameters: Sequence[Any]
 
 
 class Prepared:
@@ -24,13 +34,30 @@ class Prepared:
     """
 
     def __init__(self, name: str, types: tuple[str, ...], sql: str) -> None:
-        self._name = name
-        self._prepare = f"PREPARE {name} ({', '.join(types)}) AS {sql}"
-        self._execute = f"EXECUTE {name} ({', '.join(['%s'] * len(types))})"
+        self.name = name
+        self.prepare = f"PREPARE {name} ({', '.join(types)}) AS {sql}"
+        self.execution = f"EXECUTE {name} ({', '.join(['%s'] * len(types))})"
+
+    def bind(self, *parameters: Any) -> Bound:
+        """It with these parameters."""
+        return Bound(self, parameters)
 
     def execute(self, connection: Connection, *parameters: Any) -> CursorResult[Any]:
-        """Run it; the first time in a session it is prepared, too."""
-        if self._name not in connection.info:
-            connection.exec_driver_sql(self._prepare)
-            connection.info[self._name] = True
-        return connection.exec_driver_sql(self._execute, parameters)
+        """Run it by itself."""
+        return run(connection, [self.bind(*parameters)])
+
+
+def run(connection: Connection, bound: Sequence[Bound]) -> CursorResult[Any]:
+    """Run one after the other; the result of the last.
+
+    All are sent at once: a small transaction waits longer for PostgreSQL's answers than
+    for its work. What a session has not run before is prepared first.
+    """
+    for each in bound:
+        if each.statement.name not in connection.info:
+            connection.exec_driver_sql(each.statement.prepare)
+            connection.info[each.statement.name] = True
+    return connection.exec_driver_sql(
+        "; ".join([each.statement.execution for each in bound]),
+        tuple([value for each in bound for value in each.parameters]),
+    )

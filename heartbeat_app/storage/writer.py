@@ -7,10 +7,10 @@ Small batches of several partitions share one.
 3. compare: what lies below its next offset was stored before (the fence); a batch
    that begins above it means that the ledger went back: nothing is written
 4. refuse what erased customers sent, which also holds off new erasures
-5. insert the beats and mark their minutes for the roll-ups; beats that conflict or are
-   rejected join the dead letters
+5. insert the beats; those that conflict or are rejected join the dead letters
 6. insert the dead letters
-7. add the batch to its minute and to the ledger, whose constraints check the sums
+7. mark the beats' minutes for the roll-ups; add the batch to the minute in which it
+   came and to the ledger, whose constraints check the sums
 8. commit
 """
 
@@ -31,7 +31,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
 from heartbeat_app.exceptions import ApartError, LedgerWentBackError
-from heartbeat_app.storage import days, erasures, errors, ingest, ledger, marks
+from heartbeat_app.storage import (
+    days,
+    erasures,
+    errors,
+    ingest,
+    ledger,
+    marks,
+    prepared,
+)
 from heartbeat_app.storage.beats import Inserted, insert_beats, insert_new_beats
 from heartbeat_app.storage.dead_letters import insert_dead_letters
 from heartbeat_app.storage.engine import Uses
@@ -263,8 +271,6 @@ class Writer:
         self._erased = erased = erasures.read(connection, self._erased)
         new = [erasures.refuse(batch, erased) for batch in new]
         inserted = self._insert(connection, new)
-        marks.mark(connection, [each for one in inserted for each in one.stored])
-
         now = self._clock()
         written = {}
         for batch, found in zip(new, inserted, strict=True):
@@ -279,29 +285,36 @@ class Writer:
                 reasons=Counter(each.refusal.reason for each in refused),
                 delays=ingest.Delays.of(found.stored, now),
             )
-        ingest.record(
+        booked = [(batch, written[batch.partition]) for batch in new]
+        prepared.run(
             connection,
-            [_arrival(batch, written[batch.partition]) for batch in new],
-            now,
-            write_seconds=time.perf_counter() - began,
-        )
-        ledger.book(
-            connection, [_entry(batch, written[batch.partition]) for batch in new]
+            [
+                *marks.marking([each for one in inserted for each in one.stored]),
+                ingest.recording(
+                    [_arrival(*each) for each in booked],
+                    now,
+                    write_seconds=time.perf_counter() - began,
+                ),
+                ledger.booking([_entry(*each) for each in booked]),
+            ],
         )
         return [written.get(batch.partition, Written()) for batch in batches]
 
     def _insert(
         self, connection: Connection, batches: Sequence[Batch]
     ) -> list[Inserted]:
-        """Insert the beats: all at once if they are new, else batch by batch."""
+        """Insert the beats: of several batches at once, if all should be new.
+
+        Raises:
+            ApartError: They are not.
+        """
         rows = [_row(batch) for batch in batches]
         if len(batches) > 1 and self._repeating.isdisjoint(rows):
-            beats = [beat for batch in batches for beat in batch.beats]
-            if insert_new_beats(connection, beats):
-                return [
-                    Inserted(stored=[beat.timestamp for beat in batch.beats])
-                    for batch in batches
-                ]
+            insert_new_beats(connection, [b for batch in batches for b in batch.beats])
+            return [
+                Inserted(stored=[beat.timestamp for beat in batch.beats])
+                for batch in batches
+            ]
         inserted = []
         for row, batch in zip(rows, batches, strict=True):
             found = insert_beats(

@@ -40,9 +40,12 @@ ALLOWED = {
     **{
         (
             "heartbeat_app/storage/prepared.py",
-            f"self._{part}",
-        ): "of a statement that is written down where it is made, see below"
-        for part in ("prepare", "execute")
+            source,
+        ): "of statements that are written down where they are made, see below"
+        for source in (
+            "each.statement.prepare",
+            "'; '.join([each.statement.execution for each in bound])",
+        )
     },
 }
 
