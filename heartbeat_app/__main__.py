@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
 
+from heartbeat_app.config import required
 from heartbeat_app.exceptions import HeartbeatError
+
+EXPLAINS = {"--help", "--version"}
 
 
 def main() -> None:
     """Run `heartbeat_app …`."""
+    if len(sys.argv) == 1 or EXPLAINS.intersection(sys.argv):
+        # Nothing connects, so what is missing need not be known yet.
+        for name in required():
+            os.environ.setdefault(name, "not set")
     try:
         from heartbeat_app.application import app
 

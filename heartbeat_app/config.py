@@ -262,6 +262,15 @@ def variables() -> dict[str, dataclasses.Field[Any]]:
     return {f.name.upper(): f for f in dataclasses.fields(Settings)}
 
 
+def required() -> list[str]:
+    """Names of the variables without which there are no settings."""
+    return [
+        name
+        for name, setting in variables().items()
+        if setting.default is dataclasses.MISSING
+    ]
+
+
 # What is made of the other is kept at least as long.
 COARSER = (
     ("RETENTION_DAYS", "MINUTES_RETENTION_DAYS"),

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +62,18 @@ def test_the_documents_show_the_commands_help(environ: dict[str, str]) -> None:
     text = (PROJECT / "docs" / "commands.md").read_text()
     shown = re.findall(r"```text\n(Usage: .*?)\n```", text, re.DOTALL)
     assert sorted(shown) == sorted(helps.values())
+
+
+@pytest.mark.parametrize("typed", [[], ["--help"], ["books", "--help"], ["--version"]])
+def test_who_only_looks_needs_no_settings(typed: list[str], tmp_path: Path) -> None:
+    """Beside no .env, as a newcomer would."""
+    command = [sys.executable, "-m", "heartbeat_app", *typed]
+    environ = {name: os.environ[name] for name in ("PATH", "HOME")}
+    done = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environ, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(("Usage: ", "heartbeat_app, version "))
 
 
 def topic_id(settings: Settings, topic: Topic) -> str:
