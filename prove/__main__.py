@@ -198,15 +198,17 @@ def main(
             report.keep(each for each in outcomes if not each.skipped)
             report.write(everything)
         failed = [outcome.name for outcome in outcomes if not outcome.passed]
-        if len(outcomes) < len(picked):
+        all_run = len(outcomes) == len(picked)
+        if not all_run:
             kept = "not kept" if quick else "kept"
             console.print(
                 f"Stopped: {len(outcomes)} of {len(picked)} were run, and are {kept}."
             )
-        console.print(
-            f"Failed: {', '.join(failed)}" if failed else "All hold: 0 lost, 0 doubled."
-        )
-        sys.exit(bool(failed) or len(outcomes) < len(picked))
+        if failed:
+            console.print(f"Failed: {', '.join(failed)}")
+        else:
+            console.print(f"{'All' if all_run else 'These'} hold: 0 lost, 0 doubled.")
+        sys.exit(bool(failed) or not all_run)
 
 
 if __name__ == "__main__":
