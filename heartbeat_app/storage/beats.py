@@ -154,7 +154,7 @@ def insert_new_beats(connection: Connection, beats: Sequence[Heartbeat]) -> None
         with cursor:
             _copy(cursor, beats)
     except psycopg2.Error as error:
-        if errors.is_duplicate(error) or errors.is_row_fault(error):
+        if _is_of_a_row(error):
             raise ApartError("Some of the beats are not new, or not valid.") from error
         raise
 
@@ -167,7 +167,7 @@ def _copy_new(cursor: Any, beats: Sequence[Heartbeat]) -> bool:
         with _savepoint(cursor):
             _copy(cursor, beats)
     except psycopg2.Error as error:
-        if errors.is_duplicate(error) or errors.is_row_fault(error):
+        if _is_of_a_row(error):
             return False
         raise
     return True
@@ -178,6 +178,11 @@ def _copy(cursor: Any, beats: Sequence[Heartbeat]) -> None:
     # all beats of a customer: a tenth less of PostgreSQL's time.
     in_order = sorted(beats, key=attrgetter("customer_id"))
     copy.copy_in(cursor, COPY_BEATS, copy.beats_text(in_order))
+
+
+def _is_of_a_row(error: psycopg2.Error) -> bool:
+    """Whether COPY failed since a row is there already, or not valid."""
+    return errors.is_duplicate(error) or errors.is_row_fault(error)
 
 
 def _copy_unknown(cursor: Any, beats: Sequence[Heartbeat], found: Inserted) -> bool:
