@@ -50,10 +50,11 @@ COPY_STAGED = (
 # without it a reset id sequence would silently swallow new beats.
 INSERT_STAGED = """
 INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)
-SELECT DISTINCT ON (customer_id, "timestamp") customer_id, "timestamp", heart_rate
+SELECT DISTINCT ON (customer_id COLLATE "C", "timestamp")
+    customer_id, "timestamp", heart_rate
 FROM staged_beats
 WHERE index >= %s AND index < %s
-ORDER BY customer_id, "timestamp", index
+ORDER BY customer_id COLLATE "C", "timestamp", index
 ON CONFLICT (customer_id, "timestamp") DO NOTHING
 RETURNING "timestamp"
 """

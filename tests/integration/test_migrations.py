@@ -20,10 +20,11 @@ from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.books import Rows, read_books
+from heartbeat_app.storage.customers import list_customers, list_latest
 from heartbeat_app.storage.engine import database_url, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
+from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS, metadata
 from heartbeat_app.storage.writer import Writer
 from tests import debian_postgres
 from tests.servers import (
@@ -528,6 +529,59 @@ def test_histograms_add_up(kept: Kept) -> None:
     assert (summed, none) == ([9, 12], [])
 
 
+# The order of text
+
+# Of each column with text in an index that the application made.
+ORDERS = """
+SELECT DISTINCT pg_class.relname, attname, collname
+FROM pg_index
+JOIN pg_class ON pg_class.oid = indrelid AND relnamespace = 'public'::regnamespace
+JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY (indkey)
+JOIN pg_collation ON pg_collation.oid = attcollation
+WHERE pg_class.relname <> 'alembic_version'
+"""
+
+
+def orders(kept: Kept) -> set[tuple[str, str, str]]:
+    return {(table, column, order) for table, column, order in kept.all(ORDERS)}
+
+
+def test_text_in_keys_is_ordered_by_its_bytes(
+    settings: Settings, kept: Kept, engine: Engine
+) -> None:
+    """In all there is, days and months too, and as the tables of the code say."""
+    store_some(settings)
+    found = orders(kept)
+    assert {order for _, _, order in found} == {"C"}
+    assert {
+        (table.name, column.name, "C")
+        for table in metadata.tables.values()
+        for column in table.columns
+        if getattr(column.type, "collation", None) == "C"
+    } == {each for each in found if each[0] in metadata.tables}
+    assert ("heartbeats_2026_01_01", "customer_id", "C") in found
+    assert ("heartbeats_minute_2026_01", "customer_id", "C") in found
+
+
+def test_what_is_there_is_put_into_that_order(empty: dict[str, str]) -> None:
+    """Detached days too, which come back as soon as beats of theirs do."""
+    alembic(empty, "upgrade", "head")
+    settings = settings_of(empty)
+    engine = engine_of(settings)
+    kept = Kept(engine)
+    alembic(empty, "downgrade", "0005")
+    assert {order for _, _, order in orders(kept)} == {"default"}
+    store_some(settings)
+    kept.do("ALTER TABLE heartbeats DETACH PARTITION heartbeats_2026_01_01")
+    alembic(empty, "upgrade", "head")
+    assert {order for _, _, order in orders(kept)} == {"C"}
+    Writer(make_engine(settings, application_name="writer")).write(
+        batch_of(beats(6), offsets=range(100, 106), missing=87)
+    )
+    assert kept.beats() == rows_of([*beats(6), beat(at=START - timedelta(days=400))])
+    engine.dispose()
+
+
 # The oldest PostgreSQL
 
 
@@ -571,4 +625,43 @@ def test_it_runs_on_the_oldest_postgresql(oldest: dict[str, str]) -> None:
     assert relations(engine) == {"alembic_version", "alembic_version_pkc"}
     alembic(environ, "upgrade", "head")
     store_some(settings)
+    engine.dispose()
+
+
+def test_a_database_that_orders_text_as_people_do(oldest: dict[str, str]) -> None:
+    """There `a` comes before `B`; here not, neither in an index nor for a reader."""
+    environ = {**oldest, "POSTGRESQL_DATABASE": "english"}
+    url = database_url(settings_of(oldest).owner)
+    admin = create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.execute(
+            text(
+                "CREATE DATABASE english TEMPLATE template0"
+                " LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C'"
+            )
+        )
+    admin.dispose()
+    alembic(environ, "upgrade", "head")
+    settings = settings_of(environ)
+    engine = make_engine(settings, application_name="writer", pool_size=2)
+    kept = Kept(engine)
+    assert kept.all("SELECT 'a' < 'B', 'ß' < 't'") == [(True, True)]
+    customers = ["a", "B", "ß", "t", "Z", "a-b", "ab", "A"]
+    PostgresLedger(engine).open(TOPIC, TOPIC_ID, {0: 0})
+    writer = Writer(engine)
+    each = [beat(customer) for customer in customers]
+    assert writer.write(batch_of(each)).stored == len(each)
+    again = [*reversed(each), *each, beat("new")]
+    written = writer.write(batch_of(again, offsets=range(8, 8 + len(again))))
+    assert (written.stored, written.duplicate) == (1, 2 * len(each))
+    in_order = sorted([*customers, "new"], key=str.encode)
+    assert list_customers(engine, after="", limit=100) == in_order
+    assert list_customers(engine, after="a", limit=2) == ["a-b", "ab"]
+    latest = list_latest(engine, since=START, after="a", limit=100)
+    assert [each.customer_id for each in latest] == in_order[in_order.index("a") + 1 :]
+    by_index = kept.all("SELECT customer_id FROM heartbeats ORDER BY 1")
+    assert [customer for (customer,) in by_index] == in_order
+    assert Job(engine).run_pass()
+    assert read_books(engine, deep=True).rows == Rows(9, 0)
+    assert list_customers(engine, after="", limit=100) == in_order
     engine.dispose()
