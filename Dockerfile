@@ -20,6 +20,8 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates python3 \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/heartbeat_app /opt/heartbeat_app
+# A new volume that is mounted here belongs to the user of below.
+RUN install -d -o 10001 -g 10001 /run/web-token
 WORKDIR /app
 COPY alembic.ini ./
 COPY alembic alembic

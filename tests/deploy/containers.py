@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ from heartbeat_app.exceptions import EmbeddedServerError
 from tests.deploy import composefile
 
 HERE = "127.0.0.1"
+# Where the volume is mounted.
+TOKEN_FOLDER = "/run/web-token"
 
 DOT_ENV: Mapping[str, str] = {
     "POSTGRESQL_USERNAME": "admin",
@@ -59,6 +62,25 @@ def command_here(name: str) -> list[str]:
     """What the container runs, with the program of this Python environment."""
     program, *words = command(name)
     return [str(Path(sys.executable).parent / program), *words]
+
+
+def token_in(folder: Path, words: Sequence[str]) -> list[str]:
+    """The words of a command that looks for the token there, not on its volume."""
+    assert any(TOKEN_FOLDER in word for word in words)
+    return [word.replace(TOKEN_FOLDER, shlex.quote(str(folder))) for word in words]
+
+
+def make_token(folder: Path) -> str:
+    """Do what the service `web-token` does, once; what lies on its volume then."""
+    subprocess.run(
+        token_in(folder, command_here("web-token")),
+        env=image_environment(),
+        check=True,
+        timeout=60,
+    )
+    (token,) = folder.iterdir()
+    assert token.name == "token"
+    return token.read_text().strip()
 
 
 def health_check(name: str) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
+import re
 import signal
 import subprocess
 import time
@@ -19,6 +21,9 @@ from tests.deploy.containers import ComposeKafka, ComposePostgresql
 from tests.servers import free_port, wait_until
 
 pytestmark = pytest.mark.integration
+
+# The file that Prometheus takes the token from.
+READ = "/tmp/web_token"
 
 
 def test_migrate_makes_the_tables_and_may_run_again(
@@ -96,22 +101,77 @@ def test_the_documented_backup_comes_back(
         reader.cursor().execute("SELECT count(*) FROM heartbeats")
 
 
+def status(port: int, page: str, token: str) -> int:
+    """What the worker answers to whoever sends that token."""
+    connection = http.client.HTTPConnection(containers.HERE, port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", page, headers={"Authorization": f"Bearer {token}"})
+        return connection.getresponse().status
+
+
+def test_a_token_is_made_once(tmp_path: Path) -> None:
+    first = containers.make_token(tmp_path)
+    assert re.fullmatch(r"[\w-]{43}", first)
+    assert containers.make_token(tmp_path) == first
+    (tmp_path / "token").write_text("")  # as a full disk leaves it
+    (tmp_path / "new").write_text("half of o")
+    assert containers.make_token(tmp_path) not in ("", first)
+    assert (tmp_path / "token").stat().st_mode & 0o777 == 0o644, (
+        "Prometheus' user reads"
+    )
+
+
+@pytest.mark.parametrize("given", [None, "the-one-of-dot-env"])
+def test_prometheus_has_the_token_of_the_worker(
+    given: str | None, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    made = containers.make_token(volume)
+    shown = tmp_path / "shown"
+    shell = containers.service("prometheus")["entrypoint"]
+    assert isinstance(shell, list)
+    words = [
+        # What it hands on to Prometheus, and the file that its configuration names.
+        word.replace("/bin/prometheus", "/bin/echo").replace(
+            "/tmp/web_token", f"{shown}"
+        )
+        for word in containers.token_in(volume, shell)
+    ]
+    done = subprocess.run(
+        [*words, *containers.command("prometheus")],
+        env={"PATH": os.defpath} | ({"WEB_TOKEN": given} if given else {}),
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == containers.command("prometheus")
+    assert shown.read_text() == (given or made)
+    assert shown.stat().st_mode & 0o777 == 0o600
+    configuration = (PROJECT / "prometheus" / "prometheus.yml").read_text()
+    assert f"credentials_file: {READ} " in configuration
+
+
 def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
     compose_postgresql: ComposePostgresql, compose_kafka: ComposeKafka, tmp_path: Path
 ) -> None:
     folder = containers.app_folder(tmp_path)
     done = containers.migrate(folder, postgresql=compose_postgresql.port)
     assert done.returncode == 0, done.stderr
+    web = free_port()
     environ = containers.image_environment() | containers.environment_here(
         "worker",
         postgresql=compose_postgresql.port,
         kafka=compose_kafka.inner_port,
-        web=free_port(),
+        web=web,
     )
+    volume = tmp_path / "token's volume"
+    volume.mkdir()
+    token = containers.make_token(volume)
     log_path = tmp_path / "worker.log"
     with log_path.open("wb") as log:
         worker = subprocess.Popen(
-            containers.command_here("worker"),
+            containers.token_in(volume, containers.command_here("worker")),
             cwd=folder,
             env=environ,
             stdin=subprocess.DEVNULL,
@@ -140,6 +200,8 @@ def test_the_worker_keeps_beats_says_that_it_does_and_stops_in_time(
             " WHERE \"timestamp\" > now() - interval '1 hour'"
         )
         assert customers == 1000
+        assert status(web, "/api/latest", token) == 200
+        assert status(web, "/api/latest", "not the token that was made") == 401
         begin = time.monotonic()
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(30) == 0

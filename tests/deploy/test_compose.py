@@ -15,7 +15,7 @@ import yaml
 from heartbeat_app import config
 from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
 from heartbeat_app.embedded.postgres_home import installed_programs
-from tests.deploy import composefile, dockerfile
+from tests.deploy import composefile, containers, dockerfile
 
 SEED_ENV = {
     "POSTGRESQL_USERNAME": "admin",
@@ -25,6 +25,7 @@ SEED_ENV = {
 LONG_RUNNING = {
     "kafka", "postgresql", "worker", "kafka-ui", "grafana", "prometheus", "disk",
 }  # fmt: skip
+ONE_SHOT = {"migrate", "web-token"}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_the_file_follows_the_compose_specification(project: dict[str, Any]) -> 
 
 
 def test_three_settings_are_enough(services: dict[str, Any]) -> None:
-    assert set(services) == LONG_RUNNING | {"migrate"}
+    assert set(services) == LONG_RUNNING | ONE_SHOT
     assert services["worker"]["environment"]["SYNTHETIC_CUSTOMERS"] == "1000"
 
 
@@ -112,6 +113,7 @@ def test_what_must_survive_lies_on_named_volumes(project: dict[str, Any]) -> Non
         "postgresql-data:/var/lib/postgresql",
         "grafana-data:/var/lib/grafana",
         "prometheus-data:/prometheus",
+        f"web-token:{containers.TOKEN_FOLDER}",
     }
     assert set(project["volumes"]) == {volume.split(":")[0] for volume in mounted}
 
@@ -137,6 +139,8 @@ def test_each_service_waits_for_what_it_needs(services: dict[str, Any]) -> None:
         ("migrate", "postgresql"): "service_healthy",
         ("worker", "kafka"): "service_healthy",
         ("worker", "migrate"): "service_completed_successfully",
+        ("worker", "web-token"): "service_completed_successfully",
+        ("prometheus", "web-token"): "service_completed_successfully",
         ("kafka-ui", "kafka"): "service_healthy",
         ("grafana", "migrate"): "service_completed_successfully",
     }
@@ -149,13 +153,14 @@ def test_each_service_that_stays_says_whether_it_works(
     with_check = {n for n in services if services[n].get("healthcheck", {}).get("test")}
     assert with_check == LONG_RUNNING - {"worker"}
     assert dockerfile.health_check(), "the worker's is in the image"
-    assert services["migrate"]["healthcheck"] == {"disable": True}
+    for name in ONE_SHOT:  # theirs would ask for the worker's page
+        assert services[name]["healthcheck"] == {"disable": True}
 
 
-def test_only_the_one_shot_is_not_started_again(services: dict[str, Any]) -> None:
+def test_only_the_one_shots_are_not_started_again(services: dict[str, Any]) -> None:
     assert {name: service["restart"] for name, service in services.items()} == {
         **dict.fromkeys(LONG_RUNNING, "unless-stopped"),
-        "migrate": "no",
+        **dict.fromkeys(ONE_SHOT, "no"),
     }
 
 
@@ -209,11 +214,25 @@ def test_alerts_go_where_the_environment_says() -> None:
     assert "ALERT_WEBHOOK_URL-is-not-set" in unset["ALERT_WEBHOOK_URL"]
 
 
-def test_prometheus_has_the_workers_token(services: dict[str, Any]) -> None:
+def test_the_token_of_the_environment_reaches_who_needs_it(
+    services: dict[str, Any],
+) -> None:
     with_token = composefile.load(SEED_ENV | {"WEB_TOKEN": "a token"})["services"]
     for name in ("worker", "prometheus"):
         assert with_token[name]["environment"]["WEB_TOKEN"] == "a token"
         assert "WEB_TOKEN" not in services[name]["environment"]
+
+
+def test_only_who_makes_the_token_can_change_it(services: dict[str, Any]) -> None:
+    """And nobody has it but the two that need it."""
+    mounted = {
+        name: volume
+        for name, service in services.items()
+        for volume in service.get("volumes", [])
+        if volume.startswith("web-token:")
+    }
+    at = f"web-token:{containers.TOKEN_FOLDER}"
+    assert mounted == {"web-token": at, "worker": f"{at}:ro", "prometheus": f"{at}:ro"}
 
 
 def test_no_password_is_written_down() -> None:

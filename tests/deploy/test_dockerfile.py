@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.deploy import dockerfile
+from tests.deploy import containers, dockerfile
 from tests.deploy.composefile import PROJECT
 
 
@@ -33,6 +33,13 @@ def test_all_stages_begin_with_the_same_debian() -> None:
 def test_it_runs_as_a_user_that_is_not_root() -> None:
     (user,) = last("USER")
     assert re.fullmatch(r"[1-9]\d{4,}:[1-9]\d{4,}", user)
+
+
+def test_the_volume_of_the_token_belongs_to_that_user() -> None:
+    """Docker gives a new volume the owner of the folder that it is mounted on."""
+    (user,) = last("USER")
+    uid, gid = user.split(":")
+    assert f"install -d -o {uid} -g {gid} {containers.TOKEN_FOLDER}" in last("RUN")
 
 
 def test_it_runs_the_worker_without_a_shell() -> None:
