@@ -1,10 +1,12 @@
-"""Text in keys is ordered by its bytes, whatever language the database speaks.
+"""Customer ids are ordered by their bytes, whatever language the database speaks.
 
 In the order of a language PostgreSQL took half as long again to store a beat. Such an
 order also changes with the system's libraries, and a unique index that was built by
 the old one may then let a beat in twice. The worker sorts by the bytes, too.
 
-The indexes are built anew, and the tables are locked for as long as that takes.
+The indexes are built anew, and the tables are locked for as long as that takes. Ids of
+topics stay as they are: Kafka makes them, of ASCII, and they are few; and the ledger
+cannot be locked behind the beats, since workers hold its rows when they come to them.
 """
 
 from __future__ import annotations
@@ -17,15 +19,10 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-CUSTOMER_IDS = ("heartbeats", "heartbeats_minute", "heartbeats_hour")
-OTHERS = (
-    ("partition_ledger", "topic_id"),
-    ("dead_letters", "topic_id"),
-    ("ingest_minute", "topic_id"),
-    ("ingest_hour", "topic_id"),
-    ("dropped_dead_letters", "topic_id"),
-    ("retention", "table_name"),
-)
+# The roll-ups' job first, see 0002: it reads the first of these tables again while it
+# holds the others. Then all three at once, not one after the other's indexes.
+LOCK_ROLLUPS = "SELECT pg_advisory_xact_lock(x'726f6c6c'::INTEGER)"
+LOCK_TABLES = "LOCK TABLE heartbeats, heartbeats_minute, heartbeats_hour"
 
 # Days and months that somebody detached become what the others are: to be attached
 # again they have to be alike.
@@ -58,8 +55,7 @@ $$
 # it would not look again by itself.
 ANALYZE = """
 ANALYZE heartbeats (customer_id), heartbeats_minute (customer_id),
-    heartbeats_hour (customer_id), dead_letters (topic_id), ingest_minute (topic_id),
-    ingest_hour (topic_id)
+    heartbeats_hour (customer_id)
 """
 
 
@@ -74,12 +70,12 @@ def downgrade() -> None:
 
 
 def collate(collation: str) -> None:
-    """Give all text in keys that collation."""
+    """Order the ids by that collation, in all there is of them."""
     # A day that is half detached would be passed over.
     op.execute("SELECT finish_detaching()")
-    for table in CUSTOMER_IDS:
+    op.execute(LOCK_ROLLUPS)
+    op.execute(LOCK_TABLES)
+    for table in ("heartbeats", "heartbeats_minute", "heartbeats_hour"):
         op.alter_column(table, "customer_id", type_=sa.String(255, collation=collation))
-    for table, column in OTHERS:
-        op.alter_column(table, column, type_=sa.Text(collation=collation))
     op.execute(DETACHED)
     op.execute(ANALYZE)
