@@ -221,12 +221,14 @@ def midnight(world: World) -> None:
     clock = Clock(world)
     now = datetime.now(UTC)
     tomorrow = now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(1)
-    clock.move(tomorrow - now - timedelta(seconds=15))
+    # However long it takes until the stream has begun: not before.
+    clock.move(tomorrow - now - timedelta(hours=1))
     for _ in range(2):
         world.start_worker(**clock.environ)
     feed = world.feed(rate=2_000)
     feed.start(with_beats_of_now(world, clock))
     world.wait_until(world.consumed, "the stream has begun")
+    clock.move(tomorrow - datetime.now(UTC) - timedelta(seconds=8))
     world.wait_until(lambda: clock.now() > tomorrow, "midnight")
     world.did("a day began")
     world.pause(8.0, 8.0)
