@@ -24,14 +24,6 @@ hypothesis.settings.load_profile("any machine")
 _numbers = itertools.count(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The proof first: it takes long, and mostly waits while others work.
-
-    For a group of Kafka's to notice that a worker is gone, most of all.
-    """
-    items.sort(key=lambda item: item.get_closest_marker("proof") is None)
-
-
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Real Kafka and PostgreSQL, with a migrated database to copy."""
