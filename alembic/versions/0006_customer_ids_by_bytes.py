@@ -1,8 +1,9 @@
 """Customer ids are ordered by their bytes, whatever language the database speaks.
 
-In the order of a language PostgreSQL took half as long again to store a beat. Such an
-order also changes with the system's libraries, and a unique index that was built by
-the old one may then let a beat in twice. The worker sorts by the bytes, too.
+In the order of a language PostgreSQL needed a quarter more of its processor to store a
+beat, for beats in the order of their time half as much again. Such an order also
+changes with the system's libraries, and a unique index that was built by the old one
+may then let a beat in twice. The worker sorts by the bytes, too.
 
 The indexes are built anew, and the tables are locked for as long as that takes. Ids of
 topics stay as they are: Kafka makes them, of ASCII, and they are few; and the ledger

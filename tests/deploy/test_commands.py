@@ -132,10 +132,7 @@ def test_prometheus_has_the_token_of_the_worker(
     shell = containers.service("prometheus")["entrypoint"]
     assert isinstance(shell, list)
     words = [
-        # What it hands on to Prometheus, and the file that its configuration names.
-        word.replace("/bin/prometheus", "/bin/echo").replace(
-            "/tmp/web_token", f"{shown}"
-        )
+        word.replace("/bin/prometheus", "/bin/echo").replace(READ, str(shown))
         for word in containers.token_in(volume, shell)
     ]
     done = subprocess.run(
