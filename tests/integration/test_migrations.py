@@ -574,9 +574,9 @@ def test_what_is_there_is_put_into_that_order(empty: dict[str, str]) -> None:
     kept.do("ALTER TABLE heartbeats DETACH PARTITION heartbeats_2026_01_01")
     alembic(empty, "upgrade", "head")
     assert set(orders(kept).values()) == {"C"}
-    Writer(make_engine(settings, application_name="writer")).write(
-        batch_of(beats(6), offsets=range(100, 106), missing=87)
-    )
+    writing = make_engine(settings, application_name="writer", pool_size=2)
+    Writer(writing).write(batch_of(beats(6), offsets=range(100, 106), missing=87))
+    writing.dispose()
     assert kept.beats() == rows_of([*beats(6), beat(at=START - timedelta(days=400))])
     engine.dispose()
 
