@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -19,9 +20,13 @@ def main() -> None:
         # Nothing connects, so what is missing need not be known yet.
         for name in required():
             os.environ.setdefault(name, "not set")
+    # All that is imported stays: to search it for garbage, again and again while it
+    # grows, would be a third of the start.
+    gc.disable()
     try:
         from heartbeat_app.application import app
 
+        app.on_worker_init.connect(_collect_garbage)
         app.main()
     except click.ClickException as error:
         error.show()
@@ -29,6 +34,12 @@ def main() -> None:
     except HeartbeatError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+
+
+def _collect_garbage(*args: object, **kwargs: object) -> None:
+    """From now on, but never of what is there: a command or the worker begins."""
+    gc.freeze()
+    gc.enable()
 
 
 if __name__ == "__main__":

@@ -79,6 +79,22 @@ def test_faust_knows_the_commands_too(environ: dict[str, str]) -> None:
     assert run(environ, "faust", "-A", "heartbeat_app", "books", "--json")
 
 
+def test_what_is_imported_is_never_searched_for_garbage(
+    environ: dict[str, str],
+) -> None:
+    program = """
+import atexit, gc, sys
+from heartbeat_app.__main__ import main
+
+atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 100_000))
+atexit.register(lambda: print([each["collections"] for each in gc.get_stats()][2]))
+sys.argv[1:] = ["partitions", "--help"]
+main()
+"""
+    printed = run(environ, sys.executable, "-c", program)
+    assert printed.splitlines()[-2:] == ["0", "True True"]
+
+
 def test_a_wrong_setting_is_named(environ: dict[str, str]) -> None:
     wrong = {**environ, "WEB_PORT": "many", "POSTGRESQL_DATABASE": ""}
     for command in (["heartbeat_app"], ["faust", "-A", "heartbeat_app"]):
