@@ -35,7 +35,7 @@ from sqlalchemy import Engine, create_engine, text
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
-from heartbeat_app.embedded.postgres_home import system_user
+from heartbeat_app.embedded.postgres_home import empty_folder, system_user
 
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATE = "heartbeat_template"
@@ -69,13 +69,10 @@ def folder_in_memory() -> Path | None:
     if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < MEMORY_FREE_BYTES:
         return None
     for folder in MEMORY.glob("heartbeat_tests.*"):
-        process = int(folder.suffix[1:])
-        if process == os.getpid() or not psutil.pid_exists(process):
+        if not psutil.pid_exists(int(folder.suffix[1:])):
             shutil.rmtree(folder, ignore_errors=True)
     folder = MEMORY / f"heartbeat_tests.{os.getpid()}"
-    folder.mkdir(mode=0o700)
-    if user := system_user():
-        os.chown(folder, user.uid, user.gid)
+    empty_folder(folder, owner=system_user())
     return folder
 
 

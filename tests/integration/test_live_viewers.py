@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from bench.viewers import Cost, measure
 from heartbeat_app.config import Settings
@@ -34,12 +34,7 @@ class Statements:
     def __init__(self, servers: Servers, database: str) -> None:
         self._log = servers.postgres.log_path
         self._of = f"@{database} LOG:  statement:"
-        engine = servers.admin_engine()
-        with engine.connect() as connection:
-            connection.execute(
-                text(f"ALTER DATABASE \"{database}\" SET log_statement = 'all'")
-            )
-        engine.dispose()
+        servers.administer(f"ALTER DATABASE \"{database}\" SET log_statement = 'all'")
 
     def count(self) -> int:
         return self._log.read_text(errors="replace").count(self._of)

@@ -174,21 +174,16 @@ def printed_sql(environ: Mapping[str, str], *arguments: str) -> str:
 def test_a_database_that_cannot_hold_every_name_is_refused(
     servers: Servers, name: str
 ) -> None:
-    admin = servers.admin_engine()
-    with admin.connect() as connection:
-        connection.execute(
-            text(
-                f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'LATIN1'"
-                " LOCALE_PROVIDER libc LOCALE 'C'"
-            )
-        )
+    servers.administer(
+        f"CREATE DATABASE \"{name}\" TEMPLATE template0 ENCODING 'LATIN1'"
+        " LOCALE_PROVIDER libc LOCALE 'C'"
+    )
     environ = servers.environ(name, name)
     printed = run(
         environ, sys.executable, "-m", "alembic", "upgrade", "head", status=255
     )
     assert "FAILED: The database is encoded in LATIN1" in printed
     servers.drop_database(name)
-    admin.dispose()
 
 
 # The role that may only read
