@@ -277,8 +277,13 @@ class Topic:
 
     def _made(self, topic: NewTopic) -> bool:
         try:
-            self.admin.create_topics([topic])[self.name].result()
+            self.admin.create_topics([topic], request_timeout=5)[self.name].result()
         except Exception as error:
+            if "waiting for controller" in str(error):
+                # Nothing was asked yet. A client that met Kafka while it had none,
+                # just after a test that stopped it, does not look for it again.
+                self.admin = AdminClient(self.config)
+                return False
             if "being deleted" in str(error) or "already exists" in str(error):
                 return False
             raise
