@@ -80,6 +80,10 @@ def some_bad(count: int) -> Iterator[tuple[bytes, bytes]]:
         yield beat.customer_id.encode(), BAD_VALUES[which] if bad else encode(beat)
 
 
+# What raw COPY is, the limit: PostgreSQL's own format, which everybody uses.
+COPY = 'COPY heartbeats (customer_id, "timestamp", heart_rate) FROM STDIN'
+
+
 def copy_line(beat: Heartbeat) -> str:
     """The beat as COPY reads it."""
     return f"{beat.customer_id}\t{beat.timestamp}\t{beat.heart_rate}\n"

@@ -67,6 +67,7 @@ class Contender(Protocol):
         format: What it reads.
         most_records: So many records are enough to tell its speed; None: all.
         is_limit: Not a contender but what they are held against.
+        is_consumer: Reads the topic. What another takes itself says nothing.
         can_stream: Stores beats as they come, so that its delay can be measured.
         table_sql: What it asks of the empty table, the indexes staying the same.
     """
@@ -77,6 +78,7 @@ class Contender(Protocol):
     format: Format
     most_records: int | None
     is_limit: bool
+    is_consumer: bool
     can_stream: bool
     table_sql: str | None
 
@@ -134,6 +136,7 @@ class PythonContender(Started):
 
     format = Format.JSON
     is_limit = False
+    is_consumer = True
     can_stream = True
 
     def __init__(

@@ -13,12 +13,11 @@ from typing import Any
 import psutil
 from sqlalchemy import Connection, Engine, text
 
-from bench.beats import WHOLE_DAY, Window, copy_line
+from bench.beats import COPY, WHOLE_DAY, Window, copy_line
 from bench.contender import Contender, Task
 from bench.process import Usage
 from bench.stage import Stage
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage.beats import COPY_BEATS
 from heartbeat_app.storage.copy import COPY_BLOCK
 
 # How often the database is asked whether the first row was written: the error of the
@@ -146,7 +145,7 @@ def copy_beats(engine: Engine, beats: Iterable[Heartbeat]) -> None:
     with cursor:
         while some := list(islice(rest, 100_000)):
             lines = "".join(map(copy_line, some))
-            cursor.copy_expert(COPY_BEATS, io.StringIO(lines), size=COPY_BLOCK)
+            cursor.copy_expert(COPY, io.StringIO(lines), size=COPY_BLOCK)
     connection.commit()
     connection.close()
 

@@ -201,14 +201,14 @@ GUARDS = {guard.name: guard for guard in (
         ),
     ),
     Guard(
-        "escaping",
-        "COPY's text is escaped, so that every customer id comes back as it was",
+        "id-bytes",
+        "an id's length is told in bytes, so that every customer id comes back",
         "odd-customers",
         (
             Patch(
                 "heartbeat_app/storage/copy.py",
-                '    if _special.search("".join(ids)):\n',
-                "    if False:\n",
+                "_length(len(name)) + name",
+                "_length(len(customer_id)) + name",
             ),
         ),
     ),

@@ -7,7 +7,7 @@ from bench.contenders.debezium import debezium_best, debezium_default
 from bench.contenders.faust import faust_each, faust_take
 from bench.contenders.loops import hand_written, seed
 from bench.contenders.ours import Ours
-from bench.contenders.raw_copy import BATCH_SIZES, RawCopy
+from bench.contenders.raw_copy import BATCH_SIZES, BinaryCopy, RawCopy
 from bench.contenders.streams import bytewax, pathway, quix
 
 # The two that many measurements compare.
@@ -18,6 +18,7 @@ OURS = "ours"
 def all_contenders() -> dict[str, list[Contender]]:
     """By name; raw COPY is one for each batch size."""
     singles: list[Contender] = [
+        BinaryCopy(),
         Ours(),
         hand_written(),
         debezium_best(),

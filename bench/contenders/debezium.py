@@ -65,6 +65,7 @@ class Debezium(Started):
 
     format = Format.JSON_WITH_SCHEMA
     is_limit = False
+    is_consumer = True
     can_stream = True
     table_sql: str | None = None
 

@@ -51,6 +51,7 @@ def measure(setting: Setting) -> dict[str, Any]:
                 "title": each.title,
                 "settings": each.settings,
                 "is_limit": each.is_limit,
+                "is_consumer": each.is_consumer,
             }
             for each in who
         ],
@@ -69,7 +70,8 @@ def run_once(
 ) -> Outcome:
     """One run with the records of a whole day."""
     stage = setting.stage
-    topic = "none" if contender.is_limit else stage.topic(count, contender.format)
+    reads = contender.is_consumer
+    topic = stage.topic(count, contender.format) if reads else "none"
     return run_topic(setting, contender, topic, WHOLE_DAY, expected)
 
 
@@ -204,13 +206,15 @@ def _row(
         if against
         else "",
         Spread.of(faster).words(1) if faster else "",
-        # It makes its text itself, which is not what is measured.
-        ""
-        if each["is_limit"]
-        else Spread.of(
-            [run["cpu_seconds"] / run["records"] * 1e6 for run in runs]
-        ).words(1),
-        "" if each["is_limit"] else spread("peak_mb"),
-        "" if each["is_limit"] else spread("start_seconds", 1),
     ]
+    if each["is_consumer"]:
+        cpu = [run["cpu_seconds"] / run["records"] * 1e6 for run in runs]
+        cells += [
+            Spread.of(cpu).words(1),
+            spread("peak_mb"),
+            spread("start_seconds", 1),
+        ]
+    else:
+        # It makes its rows itself, which is not what is measured.
+        cells += [""] * 3
     return "| " + " | ".join(cells) + " |"

@@ -1,4 +1,4 @@
-"""The limit: raw COPY (psycopg2), the text ready in memory, a commit a batch.
+"""Raw COPY (psycopg2), the rows ready in memory, a commit a batch.
 
 Not a consumer: it makes the same beats that the topic holds, and then only copies.
 """
@@ -7,13 +7,13 @@ import io
 import os
 import time
 from datetime import datetime
+from itertools import islice
 
 import psycopg2
 
-from bench.beats import Window, copy_line, make_beats
-from heartbeat_app.storage.copy import COPY_BLOCK
-
-COPY = 'COPY heartbeats (customer_id, "timestamp", heart_rate) FROM STDIN'
+from bench.beats import COPY, Window, copy_line, make_beats
+from heartbeat_app.storage.beats import COPY_BEATS
+from heartbeat_app.storage.copy import COPY_BLOCK, beats_rows
 
 
 def main() -> None:
@@ -24,13 +24,18 @@ def main() -> None:
         datetime.fromisoformat(os.environ["BENCH_SINCE"]),
         datetime.fromisoformat(os.environ["BENCH_UNTIL"]),
     )
-    lines = [copy_line(beat) for beat in make_beats(count, window)]
-    batches = ["".join(lines[i : i + size]) for i in range(0, len(lines), size)]
-    del lines
+    binary = "BENCH_BINARY" in os.environ
+    beats = make_beats(count, window)
+    batches = []
+    while some := list(islice(beats, size)):
+        rows = beats_rows(some) if binary else "".join(map(copy_line, some)).encode()
+        batches.append(rows)
     connection = psycopg2.connect("")
     with connection.cursor() as cursor:
         for batch in batches:
-            cursor.copy_expert(COPY, io.StringIO(batch), size=COPY_BLOCK)
+            cursor.copy_expert(
+                COPY_BEATS if binary else COPY, io.BytesIO(batch), size=COPY_BLOCK
+            )
             connection.commit()
     time.sleep(3600)
 

@@ -26,7 +26,7 @@ from heartbeat_app.storage import copy, days, errors
 
 COPY_BEATS = (
     'COPY heartbeats (customer_id, "timestamp", heart_rate)'
-    " FROM STDIN WITH (FORMAT text)"
+    " FROM STDIN WITH (FORMAT binary)"
 )
 
 # One a session; emptied by each commit, and here where a transaction has more batches
@@ -43,7 +43,7 @@ DELETE FROM staged_beats
 
 COPY_STAGED = (
     'COPY staged_beats (index, customer_id, "timestamp", heart_rate)'
-    " FROM STDIN WITH (FORMAT text)"
+    " FROM STDIN WITH (FORMAT binary)"
 )
 
 # Of beats with the same key the first stays. The conflict has its target named:
@@ -125,7 +125,7 @@ def insert_beats(
             found.stored = [beat.timestamp for beat in beats]
             return found
         cursor.execute(MAKE_STAGING)
-        copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_text(beats))
+        copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_rows(beats))
         if not _copy_unknown(cursor, beats, found):
             _insert_staged(cursor, 0, len(beats), found)
             if len(found.stored) + len(found.rejected) < len(beats):
@@ -178,7 +178,7 @@ def _copy(cursor: Any, beats: Sequence[Heartbeat]) -> None:
     # In the order of the unique index, whose pages are then found and locked once for
     # all beats of a customer: a tenth less of PostgreSQL's time.
     in_order = sorted(beats, key=attrgetter("customer_id"))
-    copy.copy_in(cursor, COPY_BEATS, copy.beats_text(in_order))
+    copy.copy_in(cursor, COPY_BEATS, copy.beats_rows(in_order))
 
 
 def _is_of_a_row(error: psycopg2.Error) -> bool:

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from heartbeat_app import models
 from heartbeat_app.batches import decode_records
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage.copy import beats_text
+from heartbeat_app.storage.copy import beats_rows
 from heartbeat_app.validation import Reason, Refusal, Rules, check
+from tests import copied
 from tests.fuzz import reference
 from tests.storing import Received
 
@@ -50,7 +51,9 @@ def hold(value: bytes | None, rules: Rules = RULES) -> Heartbeat | Refusal:
         assert beat is None or told == beat, (value, found, beat)
         assert beat is not None or reasons, value
         assert check(models.encode(found), rules) == found
-        assert beats_text([found]).count("\n") == 1
+        [[customer_id, timestamp, _]] = copied.fields(beats_rows([found]))
+        assert customer_id.decode() == found.customer_id
+        assert copied.instant(timestamp) == found.timestamp
     _hold_among_others(value, found, rules)
     return found
 

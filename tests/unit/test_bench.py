@@ -131,10 +131,34 @@ def test_a_line_goes_through_all_points() -> None:
 FIGURES = {
     "records": 1000,
     "contenders": [
-        {"name": "copy-5", "title": "raw COPY", "settings": "a", "is_limit": True},
-        {"name": "ours", "title": "heartbeat_app", "settings": "b", "is_limit": False},
-        {"name": "slow", "title": "slow one", "settings": "c", "is_limit": False},
-        {"name": "broken", "title": "broken", "settings": "d", "is_limit": False},
+        {
+            "name": "copy-5",
+            "title": "raw COPY",
+            "settings": "a",
+            "is_limit": True,
+            "is_consumer": False,
+        },
+        {
+            "name": "ours",
+            "title": "heartbeat_app",
+            "settings": "b",
+            "is_limit": False,
+            "is_consumer": True,
+        },
+        {
+            "name": "slow",
+            "title": "slow one",
+            "settings": "c",
+            "is_limit": False,
+            "is_consumer": True,
+        },
+        {
+            "name": "broken",
+            "title": "broken",
+            "settings": "d",
+            "is_limit": False,
+            "is_consumer": True,
+        },
     ],
     "rounds": [
         {
