@@ -31,6 +31,10 @@ MAX_FETCH_BYTES = 4 * 1024 * 1024
 # after a pause is answered at once.
 LINGER_BYTES = 64 * 1024
 LINGER_MS = 8
+# While chunks wait for the agent, after so long: aiokafka has one request at a time for
+# a broker, and what it asks for a partition without records would hold up the next
+# fetch of one that has more.
+BUSY_MS = 50
 IDLE_MS = 1500
 PAUSE_SECONDS = 0.05
 # Leaving the group takes some ms, the rest of a fetch that waits for records 1.5 s.
@@ -177,7 +181,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         if found:
             self._took = now
         fetcher._fetch_min_bytes = LINGER_BYTES if lingers else 1
-        fetcher._fetch_max_wait_ms = LINGER_MS if lingers else IDLE_MS
+        rests = IDLE_MS if self.lane.is_idle() else BUSY_MS
+        fetcher._fetch_max_wait_ms = LINGER_MS if lingers else rests
 
     async def _wait_for_more(self, fetcher: Any, seconds: float) -> None:
         """Wait for a fetch or for room, no longer than that."""

@@ -120,6 +120,12 @@ class Lane:
             not partition.waiting or self.waiting_bytes() < MAX_WAITING_BYTES
         )
 
+    def is_idle(self) -> bool:
+        """Whether no chunk waits for the agent or is with it."""
+        return not any(
+            partition.waiting for partition in list(self.partitions.values())
+        )
+
     def waiting_bytes(self) -> int:
         """Bytes of all chunks that wait for the agent or are with it."""
         return sum(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from faust.types import TP
 
 from heartbeat_app.lane import Chunk, Lane
 from heartbeat_app.lane.fetch import (
+    BUSY_MS,
     IDLE_MS,
     LINGER_BYTES,
     LINGER_MS,
@@ -198,3 +200,18 @@ async def test_kafka_waits_for_more_only_while_records_keep_coming(
     assert asked() == lingering
     reader.thread._linger(reader.fetcher, 100.02 + 2 * PAUSE_SECONDS, found=False)
     assert asked() == at_once
+
+
+async def test_no_partition_waits_long_for_one_without_records(reader: Reader) -> None:
+    """aiokafka's next fetch for any partition of a broker comes after the answer."""
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    reader.lane.ids_are_right(time.monotonic())
+    [[[chunk]]] = reader.thread._take_chunks(reader.fetcher, {BEATS}).values()
+    long_after = 100.0 + 2 * PAUSE_SECONDS
+    reader.thread._took = 100.0
+    reader.thread._linger(reader.fetcher, long_after, found=False)
+    assert reader.fetcher._fetch_max_wait_ms == BUSY_MS
+    reader.lane.release(BEATS, chunk.position)
+    reader.thread._linger(reader.fetcher, long_after, found=False)
+    assert reader.fetcher._fetch_max_wait_ms == IDLE_MS
