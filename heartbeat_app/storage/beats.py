@@ -1,8 +1,8 @@
 """Puts beats into the table, each once.
 
-1. COPY of all, which goes if all are new: the common case
-2. otherwise they are staged, those that are there already are looked up, and the
-   others go in by COPY
+1. COPY of all that nobody suspects, which goes if they are new: the common case is all
+2. the others are staged, those of them that are there already are looked up, and the
+   rest goes in by COPY; so are all, where 1. did not go
 3. where that fails, too (another worker was faster, PostgreSQL refuses a row), from the
    staging table, by halves until the row at fault is found
 """
@@ -95,21 +95,25 @@ class Inserted:
         duplicate: How many were there already, or came twice.
         conflicts: Indexes of beats whose key is there with another heart rate.
         rejected: Index and words of beats that PostgreSQL does not take.
+        unsuspected: Some of the other beats than the suspects were not new, or wrong.
     """
 
     stored: list[datetime] = field(default_factory=list)
     duplicate: int = 0
     conflicts: list[int] = field(default_factory=list)
     rejected: list[tuple[int, str]] = field(default_factory=list)
+    unsuspected: bool = False
 
 
 def insert_beats(
-    connection: Connection, beats: Sequence[Heartbeat], *, look_first: bool = False
+    connection: Connection, beats: Sequence[Heartbeat], suspects: Sequence[int] = ()
 ) -> Inserted:
     """Insert beats inside the connection's transaction, once in each.
 
     Arguments:
-        look_first: Some are likely to be there: do not even try to insert all.
+        suspects: Ascending indexes of those that are likely to be there, or to come
+            after another of the same key: they are looked up at once. Whoever suspects
+            one suspects all that come after it with its key.
 
     Raises:
         psycopg2.Error: Anything but a row at fault; the transaction is to be rolled
@@ -121,21 +125,20 @@ def insert_beats(
     # psycopg2's own cursor, for COPY, which SQLAlchemy does not know.
     cursor: Any = connection.connection.cursor()
     with cursor:
-        if not look_first and _copy_new(cursor, beats):
-            found.stored = [beat.timestamp for beat in beats]
-            return found
-        cursor.execute(MAKE_STAGING)
-        copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_rows(beats))
-        if not _copy_unknown(cursor, beats, found):
-            _insert_staged(cursor, 0, len(beats), found)
-            if len(found.stored) + len(found.rejected) < len(beats):
-                rejected = {index for index, _ in found.rejected}
-                known = _look_up(cursor, beats)
-                found.conflicts = [
-                    index
-                    for index in sorted(known)
-                    if known[index] and index not in rejected
-                ]
+        new = beats
+        if suspects:
+            suspected = set(suspects)
+            new = [beat for i, beat in enumerate(beats) if i not in suspected]
+        if _copy_new(cursor, new):
+            found.stored = [beat.timestamp for beat in new]
+        else:
+            found.unsuspected = True
+            suspects = range(len(beats))
+        if suspects:
+            some = _insert_staging(cursor, [beats[index] for index in suspects])
+            found.stored += some.stored
+            found.conflicts = [suspects[index] for index in some.conflicts]
+            found.rejected = [(suspects[index], why) for index, why in some.rejected]
     elsewhere = len(found.stored) + len(found.conflicts) + len(found.rejected)
     found.duplicate = len(beats) - elsewhere
     return found
@@ -158,6 +161,24 @@ def insert_new_beats(connection: Connection, beats: Sequence[Heartbeat]) -> None
         if _is_of_a_row(error):
             raise ApartError("Some of the beats are not new, or not valid.") from error
         raise
+
+
+def _insert_staging(cursor: Any, beats: Sequence[Heartbeat]) -> Inserted:
+    """The slow way, where some may be there, or wrong; duplicates are not counted."""
+    found = Inserted()
+    cursor.execute(MAKE_STAGING)
+    copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_rows(beats))
+    if not _copy_unknown(cursor, beats, found):
+        _insert_staged(cursor, 0, len(beats), found)
+        if len(found.stored) + len(found.rejected) < len(beats):
+            rejected = {index for index, _ in found.rejected}
+            known = _look_up(cursor, beats)
+            found.conflicts = [
+                index
+                for index in sorted(known)
+                if known[index] and index not in rejected
+            ]
+    return found
 
 
 def _copy_new(cursor: Any, beats: Sequence[Heartbeat]) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -43,6 +43,7 @@ from heartbeat_app.storage import (
 from heartbeat_app.storage.beats import Inserted, insert_beats, insert_new_beats
 from heartbeat_app.storage.dead_letters import insert_dead_letters
 from heartbeat_app.storage.engine import Uses
+from heartbeat_app.storage.repeats import Repeats
 from heartbeat_app.validation import Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -125,8 +126,8 @@ class Writer:
         self._blocked: set[tuple[str, int]] = set()
         # Those of them that were found locked at once.
         self._held: set[tuple[str, int]] = set()
-        # Partitions whose last batch held beats that were there already.
-        self._repeating: set[tuple[str, int]] = set()
+        # By partition: which beats may be there already.
+        self._repeats: defaultdict[tuple[str, int], Repeats] = defaultdict(Repeats)
         self._erased = erasures.Erased()
         # How many records go into a transaction, of partitions that write slowly.
         self._most: dict[tuple[str, int], int] = {}
@@ -308,23 +309,22 @@ class Writer:
         Raises:
             ApartError: They are not.
         """
-        rows = [_row(batch) for batch in batches]
-        if len(batches) > 1 and self._repeating.isdisjoint(rows):
+        repeats = [self._repeats[_row(batch)] for batch in batches]
+        if len(batches) > 1 and not any(each.are_expected for each in repeats):
             insert_new_beats(connection, [b for batch in batches for b in batch.beats])
             return [
                 Inserted(stored=[beat.timestamp for beat in batch.beats])
                 for batch in batches
             ]
         inserted = []
-        for row, batch in zip(rows, batches, strict=True):
-            found = insert_beats(
-                connection, batch.beats, look_first=row in self._repeating
+        for each, batch in zip(repeats, batches, strict=True):
+            suspects = each.suspects(batch.beats)
+            found = insert_beats(connection, batch.beats, suspects)
+            each.learn(
+                batch.beats,
+                some=bool(found.duplicate or found.conflicts),
+                others=found.unsuspected,
             )
-            # Beats that are sent again seldom come alone.
-            if found.duplicate or found.conflicts:
-                self._repeating.add(row)
-            else:
-                self._repeating.discard(row)
             inserted.append(found)
         return inserted
 

@@ -280,8 +280,53 @@ def test_while_beats_come_again_they_are_looked_up_first(
     writer.write(batch_of(beats(10, first=10), asked=20))
     writer.write(batch_of(beats(10, first=20), asked=30))
     writer.write(batch_of(beats(10, first=30), asked=40))
-    assert tried == [10, *(10, 5), 5, 10, 10]
+    assert tried == [10, *(10, 5), *(5, 0), 10, 10]
     assert kept.beats() == rows_of(beats(40))
+
+
+def test_once_old_ones_come_again_all_are_looked_up_first(
+    writer: Writer, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    right = storage_beats._copy_new
+
+    def copy_new(cursor: Any, new: Sequence[Heartbeat]) -> bool:
+        tried.append(len(new))
+        return right(cursor, new)
+
+    writer.write(batch_of(beats(100)))
+    writer.write(batch_of(beats(10, first=95), asked=100))  # lately
+    monkeypatch.setattr(storage_beats, "_copy_new", copy_new)
+    writer.write(batch_of([*beats(10, first=105), *beats(1, first=7)], asked=110))
+    writer.write(batch_of([*beats(10, first=115), *beats(1, first=8)], asked=121))
+    writer.write(batch_of(beats(10, first=125), asked=132))
+    writer.write(batch_of(beats(10, first=135), asked=142))
+    assert tried == [*(11, 10), *(0, 10), *(0, 10), 10]
+    assert kept.beats() == rows_of(beats(145))
+    assert kept.book() == book(152, stored=145, duplicate=7)
+
+
+def test_a_suspect_is_stored_or_a_conflict_all_the_same(
+    writer: Writer, kept: Kept
+) -> None:
+    one, two = beat(second=1), beat(second=2)
+    writer.write(batch_of([one]))
+    writer.write(batch_of([one], asked=1))
+    again = [beat(second=1, rate=99), two, two, beat(second=2, rate=99)]
+    assert what(writer.write(batch_of(again, asked=2))) == (1, 1, 2)
+    assert kept.beats() == rows_of([one, two])
+    assert kept.letters() == [(2, "conflict"), (5, "conflict")]
+
+
+def test_a_row_at_fault_among_suspects_is_found(writer: Writer, kept: Kept) -> None:
+    """Also where those that nobody suspects are in order."""
+    wrong = beat("wrong", rate=9000)
+    writer.write(batch_of([beat()]))
+    assert what(writer.write(batch_of([beat(), wrong], asked=1))) == (0, 1, 1)
+    again = [beat("new"), beat(), wrong, beat("newer")]
+    assert what(writer.write(batch_of(again, asked=3))) == (2, 1, 1)
+    assert kept.letters() == [(2, "rejected_by_database"), (5, "rejected_by_database")]
+    assert kept.beats() == rows_of([beat(), beat("new"), beat("newer")])
 
 
 def test_beats_that_come_again_are_looked_up_fast_on_a_day_that_has_just_begun(
