@@ -125,15 +125,13 @@ def insert_beats(
     # psycopg2's own cursor, for COPY, which SQLAlchemy does not know.
     cursor: Any = connection.connection.cursor()
     with cursor:
-        new = beats
-        if suspects:
-            suspected = set(suspects)
-            new = [beat for i, beat in enumerate(beats) if i not in suspected]
-        if _copy_new(cursor, new):
-            found.stored = [beat.timestamp for beat in new]
-        else:
-            found.unsuspected = True
-            suspects = range(len(beats))
+        if len(suspects) < len(beats):
+            others = _but(beats, suspects)
+            if _copy_new(cursor, others):
+                found.stored = [beat.timestamp for beat in others]
+            else:
+                found.unsuspected = True
+                suspects = range(len(beats))
         if suspects:
             some = _insert_staging(cursor, [beats[index] for index in suspects])
             found.stored += some.stored
@@ -161,6 +159,14 @@ def insert_new_beats(connection: Connection, beats: Sequence[Heartbeat]) -> None
         if _is_of_a_row(error):
             raise ApartError("Some of the beats are not new, or not valid.") from error
         raise
+
+
+def _but(beats: Sequence[Heartbeat], indexes: Sequence[int]) -> Sequence[Heartbeat]:
+    """All but those."""
+    if not indexes:
+        return beats
+    left_out = set(indexes)
+    return [beat for index, beat in enumerate(beats) if index not in left_out]
 
 
 def _insert_staging(cursor: Any, beats: Sequence[Heartbeat]) -> Inserted:
