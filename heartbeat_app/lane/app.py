@@ -37,7 +37,7 @@ LANE_SETTINGS: dict[str, Any] = {
     "broker_commit_interval": 1.0,
     # A deleted and remade topic, or a new partition, is seen within so many ms.
     "consumer_metadata_max_age_ms": 5_000,
-    # Of a partition, in an answer of Kafka's: as quick as 4 MiB, with 30 MB less memory.
+    # Of a partition, in an answer of Kafka's: as quick as 4 MiB, with less memory.
     "consumer_max_fetch_size": 2 * 1024 * 1024,
     "consumer_auto_offset_reset": "earliest",
     # No changelog tables: no standby copies, and Kafka's own assignor.
