@@ -40,7 +40,7 @@ class BinaryCopy(PythonContender):
             "copy-binary",
             f"raw COPY in binary, {BINARY_SIZE:,} a batch",
             "copy_rows.py",
-            "the same in PostgreSQL's binary format, which it reads faster.",
+            "as raw COPY, but in PostgreSQL's binary format, which it reads faster.",
             environ={
                 "BENCH_BATCH": str(BINARY_SIZE),
                 "BENCH_BINARY": "1",
