@@ -263,10 +263,9 @@ def test_what_is_there_already_is_a_duplicate(writer: Writer, kept: Kept) -> Non
     assert kept.book() == book(13, stored=8, duplicate=5)
 
 
-def test_while_beats_come_again_they_are_looked_up_first(
-    writer: Writer, kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A COPY that fails costs time, and tells PostgreSQL's log whose beat it was."""
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many beats were given to each COPY that takes them for new."""
     tried: list[int] = []
     right = storage_beats._copy_new
 
@@ -275,6 +274,13 @@ def test_while_beats_come_again_they_are_looked_up_first(
         return right(cursor, new)
 
     monkeypatch.setattr(storage_beats, "_copy_new", copy_new)
+    return tried
+
+
+def test_while_beats_come_again_they_are_looked_up_first(
+    writer: Writer, kept: Kept, tried: list[int]
+) -> None:
+    """A COPY that fails costs time, and tells PostgreSQL's log whose beat it was."""
     writer.write(batch_of(beats(10)))
     writer.write(batch_of(beats(10, first=5), asked=10))
     writer.write(batch_of(beats(10, first=10), asked=20))
@@ -285,18 +291,11 @@ def test_while_beats_come_again_they_are_looked_up_first(
 
 
 def test_once_old_ones_come_again_all_are_looked_up_first(
-    writer: Writer, kept: Kept, monkeypatch: pytest.MonkeyPatch
+    writer: Writer, kept: Kept, tried: list[int]
 ) -> None:
-    tried: list[int] = []
-    right = storage_beats._copy_new
-
-    def copy_new(cursor: Any, new: Sequence[Heartbeat]) -> bool:
-        tried.append(len(new))
-        return right(cursor, new)
-
     writer.write(batch_of(beats(100)))
     writer.write(batch_of(beats(10, first=95), asked=100))  # lately
-    monkeypatch.setattr(storage_beats, "_copy_new", copy_new)
+    tried.clear()
     writer.write(batch_of([*beats(10, first=105), *beats(1, first=7)], asked=110))
     writer.write(batch_of([*beats(10, first=115), *beats(1, first=8)], asked=121))
     writer.write(batch_of(beats(10, first=125), asked=132))
