@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
-from sqlalchemy.dialects.postgresql import insert
 
 from heartbeat_app.batches import Batch, Refused
+from heartbeat_app.storage.prepared import Prepared
 from heartbeat_app.storage.tables import dead_letters
 from heartbeat_app.validation import Reason
 
 # PostgreSQL ends a session whose statement has 1 GB or more, for ever the same one. A
 # byte takes two characters, and some records of a megabyte fit into a small fetch.
 MAX_STATEMENT_BYTES = 8 * 1024 * 1024
+
+INSERT = Prepared(
+    "dead_letters_insert",
+    (
+        "TEXT", "TEXT", "INTEGER", "TIMESTAMPTZ",
+        "BIGINT[]", *["BYTEA[]"] * 2, *["TEXT[]"] * 3,
+    ),
+    # There already only where a person had the partition read again.
+    """
+    INSERT INTO dead_letters (
+        topic, topic_id, partition, first_seen,
+        "offset", key, value, headers, reason, detail)
+    SELECT $1, $2, $3, $4, "offset", key, value, CAST(headers AS JSONB), reason, detail
+    FROM unnest($5, $6, $7, $8, $9, $10) AS new (
+        "offset", key, value, headers, reason, detail)
+    ON CONFLICT (topic_id, partition, "offset") DO NOTHING
+    """,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,53 +126,44 @@ def insert_dead_letters(
     connection: Connection, batch: Batch, refused: Sequence[Refused], now: datetime
 ) -> None:
     """Keep refused records as they were received, with the reason."""
-    if not refused:
-        return
-    rows = [
-        {
-            "topic": batch.topic,
-            "topic_id": batch.topic_id,
-            "partition": batch.partition,
-            "offset": each.record.offset,
-            "key": each.record.key,
-            "value": each.record.value,
-            "headers": [
-                # A name that is not UTF-8 came out of the lane as lone surrogates.
-                [
-                    _header_text(name.encode("utf-8", "surrogateescape")),
-                    _header_text(value),
-                ]
-                for name, value in each.record.headers
-            ],
-            "reason": each.refusal.reason.value,
-            "detail": each.refusal.detail,
-            "first_seen": now,
-        }
-        for each in refused
-    ]
-    statement = (
-        insert(dead_letters)
-        # There already only where a person had the partition read again.
-        .on_conflict_do_nothing(index_elements=["topic_id", "partition", "offset"])
-        # Without it SQLAlchemy sends every row in a statement of its own.
-        .returning(dead_letters.c.id)
-    )
-    for page in _pages(rows):
-        connection.execute(statement, page)
+    for page in _pages(refused):
+        INSERT.execute(
+            connection,
+            batch.topic,
+            batch.topic_id,
+            batch.partition,
+            now,
+            [each.record.offset for each in page],
+            [each.record.key for each in page],
+            [each.record.value for each in page],
+            [_headers_json(each.record.headers) for each in page],
+            [each.refusal.reason.value for each in page],
+            [each.refusal.detail for each in page],
+        )
 
 
-def _pages(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The rows in parts that fit into a statement, each one whole."""
-    page: list[dict[str, Any]] = []
+def _pages(refused: Sequence[Refused]) -> Iterator[list[Refused]]:
+    """They in parts that fit into a statement, each one whole."""
+    page: list[Refused] = []
     size = 0
-    for row in rows:
-        page.append(row)
-        size += len(row["key"] or b"") + len(row["value"] or b"")
+    for each in refused:
+        page.append(each)
+        size += len(each.record.key or b"") + len(each.record.value or b"")
         if size >= MAX_STATEMENT_BYTES:
             yield page
             page, size = [], 0
     if page:
         yield page
+
+
+def _headers_json(headers: Sequence[tuple[str, bytes | None]]) -> str:
+    # A name that is not UTF-8 came out of the lane as lone surrogates.
+    return json.dumps(
+        [
+            [_header_text(name.encode("utf-8", "surrogateescape")), _header_text(value)]
+            for name, value in headers
+        ]
+    )
 
 
 def _header_text(value: bytes | None) -> object:
