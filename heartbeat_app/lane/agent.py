@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -124,7 +125,7 @@ class _Turns:
         failed = []
         try:
             if current:
-                await self._handle(current)
+                await self._store(current)
                 self._consumer.done(current)
         except Exception as error:  # noqa: BLE001 (each alone tells it again)
             log.debug("Not together, but one by one: %r", error)
@@ -138,7 +139,7 @@ class _Turns:
         failures = 0
         while self._is_current(chunk):
             try:
-                await self._handle([chunk])
+                await self._store([chunk])
             except Rewind as why:
                 log.warning("%s", why)
                 with suppress(IllegalStateError):  # taken away meanwhile
@@ -153,6 +154,11 @@ class _Turns:
                 self._consumer.done([chunk])
                 break
         self._end([chunk])
+
+    async def _store(self, chunks: Sequence[Chunk]) -> None:
+        began = time.monotonic()
+        await self._handle(chunks)
+        self._lane.seconds_to_store = time.monotonic() - began
 
     def _is_current(self, chunk: Chunk) -> bool:
         return self._lane.is_current(chunk.tp, chunk.epoch)

@@ -27,10 +27,12 @@ MAX_CHUNK_BYTES = 16 * 1024 * 1024
 # each partition but for this limit.
 MAX_FETCH_BYTES = 4 * 1024 * 1024
 # While records come one after the other, Kafka answers when it has so many bytes or
-# after so long: an answer for each record would cost more than storing it. The first
+# after about as long as the last ones took to be stored: what came sooner would wait
+# for them, and an answer for each record would cost more than storing it. The first
 # after a pause is answered at once.
 LINGER_BYTES = 64 * 1024
-LINGER_MS = 8
+LEAST_LINGER_MS = 3
+MOST_LINGER_MS = 10
 # While chunks wait for the agent, after so long: aiokafka has one request at a time for
 # a broker, and what it asks for a partition without records would hold up the next
 # fetch of one that has more.
@@ -181,8 +183,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         if found:
             self._took = now
         fetcher._fetch_min_bytes = LINGER_BYTES if lingers else 1
-        rests = IDLE_MS if self.lane.is_idle() else BUSY_MS
-        fetcher._fetch_max_wait_ms = LINGER_MS if lingers else rests
+        fetcher._fetch_max_wait_ms = (
+            self._gathering_ms() if lingers else self._rest_ms()
+        )
+
+    def _gathering_ms(self) -> int:
+        stored_ms = round(self.lane.seconds_to_store * 1000)
+        return min(max(LEAST_LINGER_MS, stored_ms), MOST_LINGER_MS)
+
+    def _rest_ms(self) -> int:
+        return IDLE_MS if self.lane.is_idle() else BUSY_MS
 
     async def _wait_for_more(self, fetcher: Any, seconds: float) -> None:
         """Wait for a fetch or for room, no longer than that."""

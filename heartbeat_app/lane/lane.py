@@ -76,6 +76,8 @@ class Lane:
         self.ledger = ledger
         self.topic_ids = topic_ids
         self.partitions: dict[TP, Partition] = {}
+        # What the last chunks took their agent.
+        self.seconds_to_store = 0.0
         self._epochs = itertools.count(1)
         self._ids_asked = -math.inf
 

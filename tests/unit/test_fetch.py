@@ -19,8 +19,9 @@ from heartbeat_app.lane import Chunk, Lane
 from heartbeat_app.lane.fetch import (
     BUSY_MS,
     IDLE_MS,
+    LEAST_LINGER_MS,
     LINGER_BYTES,
-    LINGER_MS,
+    MOST_LINGER_MS,
     PAUSE_SECONDS,
     LaneThread,
     Start,
@@ -189,7 +190,7 @@ async def test_kafka_waits_for_more_only_while_records_keep_coming(
         fetcher = reader.fetcher
         return fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms
 
-    at_once, lingering = (1, IDLE_MS), (LINGER_BYTES, LINGER_MS)
+    at_once, lingering = (1, IDLE_MS), (LINGER_BYTES, LEAST_LINGER_MS)
     reader.thread._took = -math.inf
     reader.thread._linger(reader.fetcher, 100.0, found=True)
     assert asked() == at_once
@@ -200,6 +201,20 @@ async def test_kafka_waits_for_more_only_while_records_keep_coming(
     assert asked() == lingering
     reader.thread._linger(reader.fetcher, 100.02 + 2 * PAUSE_SECONDS, found=False)
     assert asked() == at_once
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ms"),
+    [(0.001, LEAST_LINGER_MS), (0.0056, 6), (30.0, MOST_LINGER_MS)],
+)
+async def test_kafka_gathers_about_as_long_as_it_takes_to_store(
+    reader: Reader, seconds: float, ms: int
+) -> None:
+    """What came sooner would wait for those before it."""
+    reader.lane.seconds_to_store = seconds
+    reader.thread._took = 100.0
+    reader.thread._linger(reader.fetcher, 100.01, found=True)
+    assert reader.fetcher._fetch_max_wait_ms == ms
 
 
 async def test_no_partition_waits_long_for_one_without_records(reader: Reader) -> None:

@@ -170,3 +170,19 @@ async def test_what_is_stale_is_neither_handed_on_nor_done(worker: Worker) -> No
     worker.hold = set()
     await soon()
     assert worker.handed == [["0@0"], ["2@0"]]
+
+
+async def test_how_long_it_took_to_store_is_told_to_who_fetches(
+    worker: Worker,
+) -> None:
+    worker.add(0)
+    await soon()
+    assert worker.lane.seconds_to_store < 0.01
+    for partitions in ((0,), (1, 2)):
+        worker.hold = set(partitions)
+        worker.add(*partitions)
+        await soon(0.02)
+        worker.hold = set()
+        await soon()
+        assert 0.02 <= worker.lane.seconds_to_store < 1
+        worker.lane.seconds_to_store = 0.0
