@@ -53,7 +53,7 @@ INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)
 SELECT 'customer-' || lpad((n % :customers)::TEXT, 4, '0'),
        CAST(:since AS TIMESTAMPTZ) + n * CAST(:step AS INTERVAL),
        (100 + 40 * sin(n % :customers + date_part('epoch', CAST(:since AS TIMESTAMPTZ))
-                       / 3600) + n * 7919 % 11)::INTEGER
+                       / 3600) + n % 11 * 7919 % 11)::INTEGER
 FROM generate_series(0, :rows - 1) AS n
 """
 )
@@ -151,7 +151,7 @@ def fill(engine: Engine, rows: int, customers: int, days: int) -> None:
     """The month, hour by hour."""
     hours = days * 24
     each = rows // hours
-    step = timedelta(hours=1) / each
+    step = timedelta(hours=1) // each  # rounded up, the last beats would be the next's
     ensure_days(engine, [(BEGIN + timedelta(days=n)).date() for n in range(days)])
     for hour in range(hours):
         with engine.begin() as connection:
