@@ -47,6 +47,17 @@ class Promtool:
         self._program = programs / "usr/bin/promtool"
         self._folder = programs
 
+    def load(self, samples: Path, data: Path) -> None:
+        """Put samples in OpenMetrics' text format into a server's data."""
+        subprocess.run(
+            [
+                *(self._program, "tsdb", "create-blocks-from", "openmetrics"),
+                # It reads the file once for each block.
+                *("--max-block-duration=486h", "--quiet", samples, data),
+            ],
+            check=True,
+        )
+
     def answer(self, question: str, series: dict[str, str], at: str) -> list[float]:
         """What a question gives at a time, for series in promtool's own notation.
 
@@ -94,6 +105,7 @@ class Prometheus:
     Arguments:
         targets: Host and port by the name of the job.
         token: What the workers want to be told.
+        keep: Samples that are older are dropped.
     """
 
     def __init__(
@@ -104,6 +116,7 @@ class Prometheus:
         *,
         targets: dict[str, str],
         token: str,
+        keep: str = "15d",
     ) -> None:
         self._url = f"http://127.0.0.1:{free_port()}"
         secret = folder / "token"
@@ -125,6 +138,7 @@ class Prometheus:
             str(programs / "usr/bin/prometheus"),
             f"--config.file={path}",
             f"--storage.tsdb.path={folder / 'data'}",
+            f"--storage.tsdb.retention.time={keep}",
             f"--web.listen-address={self._url.removeprefix('http://')}",
         ]
         self._log = folder / "prometheus.log"
@@ -142,13 +156,19 @@ class Prometheus:
 
     def answer(self, question: str) -> list[float]:
         """What a question gives now; raises where it is none."""
-        query = urllib.parse.urlencode({"query": question})
+        found = self.ask("query", query=question)
+        return [float(each["value"][1]) for each in found]
+
+    def ask(self, what: str, **parameters: str) -> list[dict[str, Any]]:
+        """What it finds for these parameters of /api/v1/`what`."""
+        asked = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(
-            f"{self._url}/api/v1/query?{query}", timeout=10
+            f"{self._url}/api/v1/{what}?{asked}", timeout=60
         ) as answer:
             found = json.load(answer)
         assert found["status"] == "success", found
-        return [float(each["value"][1]) for each in found["data"]["result"]]
+        series: list[dict[str, Any]] = found["data"]["result"]
+        return series
 
     def wait_for_answer(self, question: str) -> list[float]:
         """Wait until it has an answer."""
