@@ -143,7 +143,7 @@ def insert_dead_letters(
 
 
 def _pages(refused: Sequence[Refused]) -> Iterator[list[Refused]]:
-    """They in parts that fit into a statement, each one whole."""
+    """The same in parts that fit into a statement, each record whole."""
     page: list[Refused] = []
     size = 0
     for each in refused:

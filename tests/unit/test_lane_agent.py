@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from heartbeat_app.lane import Chunk, Lane, Rewind, consume
+from heartbeat_app.lane import Chunk, Lane, Rewind, agent, consume
 from heartbeat_app.lane.agent import PATIENCE_SECONDS, SMALL_BYTES
 from heartbeat_app.lane.chunk import Chunks
 
@@ -173,16 +173,12 @@ async def test_what_is_stale_is_neither_handed_on_nor_done(worker: Worker) -> No
 
 
 async def test_how_long_it_took_to_store_is_told_to_who_fetches(
-    worker: Worker,
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker.add(0)
-    await soon()
-    assert worker.lane.seconds_to_store < 0.01
-    for partitions in ((0,), (1, 2)):
-        worker.hold = set(partitions)
+    ticks = iter([10.0, 10.5, 20.0, 20.25])
+    clock = SimpleNamespace(monotonic=lambda: next(ticks))
+    monkeypatch.setattr(agent, "time", clock)
+    for partitions, seconds in (((0,), 0.5), ((1, 2), 0.25)):
         worker.add(*partitions)
-        await soon(0.02)
-        worker.hold = set()
         await soon()
-        assert 0.02 <= worker.lane.seconds_to_store < 1
-        worker.lane.seconds_to_store = 0.0
+        assert worker.lane.seconds_to_store == seconds
