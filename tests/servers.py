@@ -471,19 +471,26 @@ class Worker:
         """Wait until its log holds the words."""
         self.wait_until(lambda: words in self.log(), f"log {words!r}", seconds=seconds)
 
-    def get(
+    def answer(
         self, path: str, *, seconds: float = 10.0, **headers: str
-    ) -> tuple[int, Any]:
-        """Status and JSON of one of its pages; status 0 when it does not answer."""
+    ) -> tuple[int, bytes]:
+        """Status and body of one of its pages; status 0 when it does not answer."""
         url = f"http://127.0.0.1:{self.environ['WEB_PORT']}{path}"
         request = urllib.request.Request(url, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=seconds) as answer:
-                return answer.status, json.load(answer)
+                return answer.status, answer.read()
         except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+            return error.code, error.read()
         except (urllib.error.URLError, OSError):
-            return 0, None
+            return 0, b""
+
+    def get(
+        self, path: str, *, seconds: float = 10.0, **headers: str
+    ) -> tuple[int, Any]:
+        """Status and JSON of one of its pages; status 0 when it does not answer."""
+        status, body = self.answer(path, seconds=seconds, **headers)
+        return status, json.loads(body) if status else None
 
     def page(self, path: str, **headers: str) -> str:
         """One of its pages as it is sent."""

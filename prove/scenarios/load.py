@@ -101,7 +101,7 @@ class Pages:
         self._worker = worker
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.slowest = dict.fromkeys(PATHS, 0.0)
+        self.slowest: dict[str, float] = {}
         self.asked = 0
         self.memory: list[float] = []
 
@@ -117,13 +117,17 @@ class Pages:
         while not self._stop.wait(0.2):
             for path in PATHS:
                 began = time.monotonic()
-                status, _ = self._worker.get(path, seconds=5)
+                status, _ = self._worker.answer(path, seconds=5)
                 took = time.monotonic() - began if status else float("inf")
-                self.slowest[path] = max(self.slowest[path], took)
+                self.slowest[path] = max(self.slowest.get(path, 0.0), took)
                 self.asked += 1
 
     def judge(self, world: World) -> None:
         """Every page within a second; memory level, and below its bound."""
+        # A thread that fails says so, and nothing more is asked.
+        enough = len(PATHS) * len(self.memory) // 10
+        world.require(self.asked >= enough, f"only {self.asked} pages were asked for")
+        world.require(self.slowest.keys() == set(PATHS), "a page was not asked for")
         for path, seconds in self.slowest.items():
             world.note(f"slowest {path}", f"{seconds * 1000:.0f} ms")
             world.require(seconds < 1.0, f"{path} took {seconds:.1f} s")
