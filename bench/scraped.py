@@ -11,7 +11,6 @@ in `bench.dashboards`. Needs apt-get, from which it unpacks Debian's Prometheus.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,6 +19,7 @@ from pathlib import Path
 import click
 import yaml
 
+from bench.dashboards import timed
 from tests.deploy import dashboards
 from tests.deploy.dashboards import SPANS
 from tests.deploy.grafana_macros import DEFAULT_POINTS, View
@@ -122,16 +122,15 @@ def parameters(
     }
 
 
-def timed(server: Prometheus, asked: dict[str, str]) -> str:
+def cell(server: Prometheus, asked: dict[str, str]) -> str:
     """Milliseconds, the first time and again."""
-    took = []
-    for _ in range(2):
-        began = time.perf_counter()
-        found = server.ask(**asked)
-        took.append(f"{(time.perf_counter() - began) * 1000:,.0f}")
-        if not found:
+
+    def ask() -> None:
+        if not server.ask(**asked):
             raise click.ClickException(f"No answer to {asked}.")
-    return ", ".join(took)
+
+    first, again = timed(ask), timed(ask)
+    return f"{first * 1000:,.0f}, {again * 1000:,.0f}"
 
 
 @click.command()
@@ -150,7 +149,7 @@ def main(causes: int) -> None:
                     if target["datasource"]["uid"] != dashboards.PROMETHEUS:
                         continue
                     cells = [
-                        timed(server, parameters(panel, target, end - span, end))
+                        cell(server, parameters(panel, target, end - span, end))
                         for span in SPANS.values()
                     ]
                     click.echo(f"| {name}: {panel['title']} | {' | '.join(cells)} |")
