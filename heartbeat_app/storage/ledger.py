@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 
 from heartbeat_app.exceptions import BooksError
@@ -14,24 +14,6 @@ from heartbeat_app.storage.tables import partition_ledger as ledger
 
 COUNTED = ("consumed", "stored", "duplicate", "dead", "missing", "gap")
 
-LOCK = Prepared(
-    "ledger_lock",
-    ("TEXT", "INTEGER"),
-    """
-    SELECT next_offset FROM partition_ledger
-    WHERE topic_id = $1 AND partition = $2
-    FOR UPDATE
-    """,
-)
-LOCK_FREE = Prepared(
-    "ledger_lock_free",
-    ("TEXT", "INTEGER[]"),
-    """
-    SELECT partition, next_offset FROM partition_ledger
-    WHERE topic_id = $1 AND partition = ANY ($2)
-    FOR UPDATE SKIP LOCKED
-    """,
-)
 BOOK = Prepared(
     "ledger_book",
     ("TEXT[]", "INTEGER[]", *["BIGINT[]"] * (2 + len(COUNTED))),
@@ -86,26 +68,6 @@ class PostgresLedger:
         ]
         with self._engine.begin() as connection:
             connection.execute(insert(ledger).values(rows).on_conflict_do_nothing())
-
-
-def lock(connection: Connection, topic_id: str, partition: int) -> int | None:
-    """Lock the partition's row until the transaction ends; its next offset.
-
-    None where there is no row.
-    """
-    offset: int | None = LOCK.execute(connection, topic_id, partition).scalar()
-    return offset
-
-
-def lock_free(
-    connection: Connection, topic_id: str, partitions: Collection[int]
-) -> dict[int, int]:
-    """Lock those of the rows that nobody holds; their next offsets.
-
-    It does not wait, so no two that lock several rows ever wait for each other.
-    """
-    rows = LOCK_FREE.execute(connection, topic_id, list(partitions))
-    return {row.partition: row.next_offset for row in rows}
 
 
 @dataclass(frozen=True, slots=True)

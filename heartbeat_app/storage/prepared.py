@@ -24,6 +24,13 @@ class Bound:
     parameters: Sequence[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A statement without parameters that is not worth preparing, to be run."""
+
+    sql: str
+
+
 class Prepared:
     """A statement with parameters $1, $2, …
 
@@ -47,17 +54,25 @@ class Prepared:
         return run(connection, [self.bind(*parameters)])
 
 
-def run(connection: Connection, bound: Sequence[Bound]) -> CursorResult[Any]:
+def run(
+    connection: Connection, statements: Sequence[Bound | Plain]
+) -> CursorResult[Any]:
     """Run one after the other; the result of the last.
 
     All are sent at once: a small transaction waits longer for PostgreSQL's answers than
     for its work. What a session has not run before is prepared first.
     """
+    bound = [each for each in statements if isinstance(each, Bound)]
     for each in bound:
         if each.statement.name not in connection.info:
             connection.exec_driver_sql(each.statement.prepare)
             connection.info[each.statement.name] = True
     return connection.exec_driver_sql(
-        "; ".join([each.statement.execution for each in bound]),
+        "; ".join(
+            [
+                each.statement.execution if isinstance(each, Bound) else each.sql
+                for each in statements
+            ]
+        ),
         tuple([value for each in bound for value in each.parameters]),
     )

@@ -1,6 +1,7 @@
 """One transaction per batch: beats, dead letters, what came in, and the ledger.
 
-Small batches of several partitions share one.
+Small batches of several partitions share one, in which 2 and 4 are one message to
+PostgreSQL, and 7 and 8 another.
 
 1. make the partitions of the batch's days, in a transaction of their own
 2. lock the partition's row of the ledger
@@ -23,9 +24,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Any
 
-import psycopg2
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -38,12 +37,15 @@ from heartbeat_app.storage import (
     ingest,
     ledger,
     marks,
-    prepared,
+    opening,
 )
 from heartbeat_app.storage.beats import Inserted, insert_beats, insert_new_beats
 from heartbeat_app.storage.dead_letters import insert_dead_letters
 from heartbeat_app.storage.engine import Uses
+from heartbeat_app.storage.erasures import Erased
+from heartbeat_app.storage.prepared import run
 from heartbeat_app.storage.repeats import Repeats
+from heartbeat_app.storage.transactions import COMMIT, transaction
 from heartbeat_app.validation import Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ class Writer:
         self._held: set[tuple[str, int]] = set()
         # By partition: which beats may be there already.
         self._repeats: defaultdict[tuple[str, int], Repeats] = defaultdict(Repeats)
-        self._erased = erasures.Erased()
+        self._erased = Erased()
         # How many records go into a transaction, of partitions that write slowly.
         self._most: dict[tuple[str, int], int] = {}
         # By partition: how often a write has made its days, or has ended in any way.
@@ -207,16 +209,8 @@ class Writer:
             batches = [self._make_days(batch) for batch in batches]
             self._show_life(batches)
             began = time.perf_counter()
-            with self._engine.begin() as connection:
-                raw: Any = connection.connection.dbapi_connection
-                try:
-                    written = self._write(connection, batches)
-                except psycopg2.Error as error:
-                    # SQLAlchemy knows nothing of COPY's errors. On a connection that
-                    # is gone its rollback would fail and hide this one.
-                    if raw.closed:
-                        connection.invalidate(error)
-                    raise
+            with transaction(self._engine) as connection:
+                written = self._write(connection, batches)
             seconds = time.perf_counter() - began
             return [replace(each, seconds=seconds) for each in written]
         except (ApartError, LedgerWentBackError):
@@ -225,7 +219,7 @@ class Writer:
             if errors.is_missing_day(error):
                 self._known_days.clear()  # dropped behind our back
             # A restored database may have other rows with the same ids.
-            self._erased = erasures.Erased()
+            self._erased = Erased()
             # The next attempt begins with new sessions: one that was opened while
             # the database was read-only stays so.
             self._engine.dispose()
@@ -261,7 +255,7 @@ class Writer:
 
     def _write(self, connection: Connection, batches: Sequence[Batch]) -> list[Written]:
         began = time.perf_counter()
-        next_offsets = self._lock(connection, batches)
+        next_offsets, erased = self._begin(connection, batches)
         new = [
             rest
             for batch in batches
@@ -269,7 +263,7 @@ class Writer:
         ]
         if not new:
             return [Written() for _ in batches]
-        self._erased = erased = erasures.read(connection, self._erased)
+        self._erased = erased
         new = [erasures.refuse(batch, erased) for batch in new]
         inserted = self._insert(connection, new)
         now = self._clock()
@@ -287,7 +281,7 @@ class Writer:
                 delays=ingest.Delays.of(found.stored, now),
             )
         booked = [(batch, written[batch.partition]) for batch in new]
-        prepared.run(
+        run(
             connection,
             [
                 *marks.marking([each for one in inserted for each in one.stored]),
@@ -297,6 +291,7 @@ class Writer:
                     write_seconds=time.perf_counter() - began,
                 ),
                 ledger.booking([_entry(*each) for each in booked]),
+                COMMIT,
             ],
         )
         return [written.get(batch.partition, Written()) for batch in batches]
@@ -328,15 +323,22 @@ class Writer:
             inserted.append(found)
         return inserted
 
-    def _lock(
+    def _begin(
         self, connection: Connection, batches: Sequence[Batch]
-    ) -> Mapping[int, int]:
-        """Lock the ledger's rows; the next offsets of those that there are."""
+    ) -> tuple[Mapping[int, int], Erased]:
+        """Lock the ledger's rows: the next offsets of those that there are.
+
+        And hold off erasures: who was erased.
+        """
+        known = self._erased
         if len(batches) == 1:
-            next_offset = self._lock_one(connection, batches[0])
-            return {} if next_offset is None else {batches[0].partition: next_offset}
+            next_offset = self._begin_one(connection, batches[0])
+            found = {} if next_offset is None else {batches[0].partition: next_offset}
+            return found, erasures.read(connection, known)
         partitions = [batch.partition for batch in batches]
-        found = ledger.lock_free(connection, batches[0].topic_id, partitions)
+        found, erased = opening.begin_with_free(
+            connection, batches[0].topic_id, partitions, known
+        )
         rows = {_row(batch) for batch in batches}
         self._blocked -= rows
         if held := {row for row in rows if row[1] not in found}:
@@ -345,9 +347,9 @@ class Writer:
                 "The ledger's rows of the partitions "
                 f"{sorted(partition for _, partition in held)} are not free."
             )
-        return found
+        return found, erased
 
-    def _lock_one(self, connection: Connection, batch: Batch) -> int | None:
+    def _begin_one(self, connection: Connection, batch: Batch) -> int | None:
         """Lock one row; after a time-out before, end who blocks it."""
         timer = None
         row = _row(batch)
@@ -358,7 +360,7 @@ class Writer:
             )
             timer.start()
         try:
-            next_offset = ledger.lock(connection, *row)
+            next_offset = opening.begin(connection, *row)
         except Exception as error:
             if errors.is_lock_timeout(error):
                 # Who froze in a transaction of several holds the rows of them all.

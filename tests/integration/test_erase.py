@@ -22,17 +22,20 @@ from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.days import ensure_days
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.erase import Erasure, erase
+from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.replay import replay
 from heartbeat_app.storage.retention import Kept as Retained
 from heartbeat_app.storage.retention import Retention
 from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.writer import Writer, Written
 from heartbeat_app.validation import Rules
 from tests.rolled_up import differences
 from tests.servers import OWNER, Topic, Worker
 from tests.storing import (
     REFUSAL,
     START,
+    TOPIC,
+    TOPIC_ID,
     Kept,
     Received,
     batch_of,
@@ -226,6 +229,7 @@ def test_a_restored_database_has_other_erasures_under_the_same_ids(
     assert customers(kept) == set()
 
 
+@pytest.mark.parametrize("together", [False, True])
 def test_an_erasure_waits_for_what_is_being_stored(
     make_writer: Callable[..., Writer],
     owner: Engine,
@@ -233,12 +237,23 @@ def test_an_erasure_waits_for_what_is_being_stored(
     kept: Kept,
     aside: ThreadPoolExecutor,
     monkeypatch: pytest.MonkeyPatch,
+    together: bool,
 ) -> None:
     """And who begins meanwhile waits for the erasure: neither slips through."""
     monkeypatch.setattr(module, "NOTE_LOCK_TIMEOUT_MS", 20_000)
     first, second = make_writer("first"), make_writer("second")
+    PostgresLedger(engine).open(TOPIC, TOPIC_ID, {2: 0})
+
+    def write_second(customer: str, asked: int) -> list[Written]:
+        """Of its partition, and if together of another customer's, too."""
+        batches = [some_of(customer, partition=1, asked=asked)]
+        if together:
+            batches.append(some_of("carl", partition=2, asked=asked - 9))
+        return second.write_together(batches)
+
     first.write(some_of("bea"))
-    second.write(some_of("bea", partition=1))  # so that its statements are prepared
+    second.write(some_of("dora", partition=1))
+    write_second("dora", asked=9)  # so that its statements are prepared
     with engine.connect() as blocking:
         # The last thing that a batch needs: its beats are in, and not committed.
         blocking.execute(text("LOCK TABLE ingest_minute"))
@@ -246,13 +261,13 @@ def test_an_erasure_waits_for_what_is_being_stored(
         kept.waits("first")
         erasing = aside.submit(erase, owner, "anna")
         kept.waits("erase")
-        later = aside.submit(second.write, some_of("anna", partition=1, asked=9))
+        later = aside.submit(write_second, "anna", asked=18)
         kept.waits("second")
         blocking.rollback()
     assert storing.result(20).stored == 9
-    assert later.result(20).dead == 9
+    assert [each.dead for each in later.result(20)] == [9, 0][: 1 + together]
     assert erasing.result(20).beats == 9
-    assert customers(kept) == {"bea"}
+    assert "anna" not in customers(kept)
 
 
 def test_an_erasure_does_not_hold_up_others_for_long(

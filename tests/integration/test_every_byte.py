@@ -68,10 +68,10 @@ def fetch(entries: list[Entry], codec: str) -> list[Record]:
 def batch(records: list[Record], rules: Rules = RULES) -> Batch:
     """The batch that the agent makes of them."""
     beats, sources, refused = decode_records(records, rules)
+    position = max(record.offset for record in records) + 1
     return Batch(
-        topic=TOPIC, topic_id=TOPIC_ID, partition=0, asked=0, position=len(records),
-        missing=0, end_offset=len(records), beats=beats, sources=sources,
-        refused=refused,
+        topic=TOPIC, topic_id=TOPIC_ID, partition=0, asked=0, position=position,
+        missing=0, end_offset=position, beats=beats, sources=sources, refused=refused,
     )  # fmt: skip
 
 

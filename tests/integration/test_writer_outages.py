@@ -597,7 +597,7 @@ def test_a_writer_that_froze_inside_its_transaction_is_fenced_when_it_wakes(
 def test_a_writer_that_froze_before_its_transaction_is_fenced_when_it_wakes(
     writer: Writer, kept: Kept, settings: Settings
 ) -> None:
-    with frozen_writer(settings, "_lock") as (pid, pipe):
+    with frozen_writer(settings, "_begin") as (pid, pipe):
         assert_stored_once(writer, kept)
         writer.write(batch_of(beats(3, first=20), asked=17))
         before = kept.everything()

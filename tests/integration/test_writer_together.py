@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.batches import Batch
+from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import ApartError, LedgerWentBackError
 from heartbeat_app.storage import writer as storage_writer
 from heartbeat_app.storage.days import ensure_days
+from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer, Written
 from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
@@ -68,10 +71,77 @@ def test_batches_of_several_partitions_share_a_transaction(
     assert tuple(arrived) == (2, 6, 4, 2)
 
 
-def test_a_statement_is_planned_once_a_session(writer: Writer) -> None:
+def messages(writer: Writer) -> list[str]:
+    """Grows by what is sent from now on, but for COPY."""
     seen: list[str] = []
     listen = lambda _, cursor, statement, *more: seen.append(statement)  # noqa: E731
     event.listen(writer._engine, "before_cursor_execute", listen)
+    return seen
+
+
+class Notices:
+    """What the server says; no list, which SQLAlchemy would empty."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def append(self, notice: str) -> None:
+        self.said.append(notice)
+
+
+@pytest.fixture
+def told(settings: Settings) -> Iterator[tuple[Engine, Notices]]:
+    """An engine whose session has the server tell it each statement that it gets."""
+    engine = make_engine(settings.owner, application_name="told")
+    notices = Notices()
+
+    @event.listens_for(engine, "connect")
+    def listen(raw: Any, _: object) -> None:
+        with raw.cursor() as cursor:
+            cursor.execute("SET client_min_messages = log; SET log_statement = 'all'")
+        raw.commit()
+        raw.notices = notices
+
+    yield engine, notices
+    engine.dispose()
+
+
+def test_a_small_transaction_waits_for_four_answers(
+    told: tuple[Engine, Notices], kept: Kept
+) -> None:
+    """Longer than for PostgreSQL's work; COPY takes two of them."""
+    engine, notices = told
+    writer = Writer(engine)
+    PostgresLedger(engine).open(TOPIC, TOPIC_ID, {0: 0, 1: 0})
+
+    def two(first: int) -> list[Batch]:
+        return [
+            batch_of(
+                beats(2, first=first, customer=f"c{partition}"),
+                asked=first,
+                partition=partition,
+            )
+            for partition in range(2)
+        ]
+
+    writer.write(two(0)[0])
+    writer.write_together(two(0))
+    writer.write_together(two(2))
+    notices.said.clear()
+    writer.write_together(two(4))
+    begin, copy, rest = [
+        each.partition("statement: ")[2].partition("\nDETAIL")[0].strip()
+        for each in notices.said
+        if "statement: " in each
+    ]
+    assert begin.startswith("BEGIN")
+    assert copy.startswith("COPY")
+    assert rest.endswith("; COMMIT")
+    assert len(kept.beats()) == 12
+
+
+def test_a_statement_is_planned_once_a_session(writer: Writer) -> None:
+    seen = messages(writer)
     for first in (0, 2, 4):
         writer.write_together(three(first))
     prepared = [each for each in seen if each.startswith("PREPARE")]

@@ -44,7 +44,8 @@ ALLOWED = {
         ): "of statements that are written down where they are made, see below"
         for source in (
             "each.statement.prepare",
-            "'; '.join([each.statement.execution for each in bound])",
+            "'; '.join([each.statement.execution if isinstance(each, Bound) "
+            "else each.sql for each in statements])",
         )
     },
 }
@@ -156,13 +157,13 @@ def test_sql_is_written_down(path: Path) -> None:
 
 
 def prepared(source: str) -> tuple[list[ast.Call], list[ast.Call]]:
-    """What is made of `Prepared`, and those of it that are written down."""
+    """What is made of `Prepared` and `Plain`, and what of it is written down."""
 
     def is_prepared(node: ast.AST | None) -> bool:
         return (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
-            and node.func.id == "Prepared"
+            and node.func.id in {"Prepared", "Plain"}
         )
 
     tree = ast.parse(source)
@@ -179,9 +180,9 @@ def prepared(source: str) -> tuple[list[ast.Call], list[ast.Call]]:
             for node in written
             if isinstance(node, ast.Call)
             and not node.keywords
-            and len(node.args) == 3
+            and len(node.args) == (1 if ast.unparse(node.func) == "Plain" else 3)
             and is_constant(node.args[0])
-            and is_constant(node.args[2])
+            and is_constant(node.args[-1])
         ],
     )
 
@@ -202,6 +203,8 @@ def test_statements_to_prepare_are_written_down() -> None:
         "A = Prepared(name, ('TEXT',), 'SELECT 1')",
         "A = Prepared('a', ('TEXT',), sql=given)",
         "def f(): return Prepared('a', (), 'SELECT 1')",
+        "A = Plain(f'LOCK TABLE {b}')",
+        "def f(sql): return Plain(sql)",
     ],
 )
 def test_a_statement_that_is_not_written_down_is_found(source: str) -> None:
