@@ -9,7 +9,7 @@ from typing import Any
 import psycopg2
 import pytest
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from heartbeat_app.config import Settings
@@ -117,6 +117,20 @@ def test_it_is_committed_at_its_end_otherwise(pool: Engine, kept: Kept) -> None:
         assert numbers(kept) == []
     assert numbers(kept) == [1]
     assert_none_is_open(pool)
+
+
+def test_each_statement_sees_what_it_waited_for(pool: Engine) -> None:
+    """Whatever the database's default is: an erasure depends on it."""
+
+    @event.listens_for(pool, "connect")
+    def strict(raw: Any, _: object) -> None:
+        with raw.cursor() as cursor:
+            cursor.execute("SET default_transaction_isolation = 'serializable'")
+        raw.commit()
+
+    with transaction(pool) as connection:
+        found = run(connection, [BEGIN, Plain("SHOW transaction_isolation")])
+        assert found.scalar() == "read committed"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
