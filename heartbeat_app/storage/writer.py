@@ -1,13 +1,14 @@
 """One transaction per batch: beats, dead letters, what came in, and the ledger.
 
-Small batches of several partitions share one, in which 2 and 4 are one message to
-PostgreSQL, and 7 and 8 another.
+Small batches of several partitions share one, in which 2 is one message to PostgreSQL,
+and 7 and 8 are another.
 
 1. make the partitions of the batch's days, in a transaction of their own
-2. lock the partition's row of the ledger
+2. lock the partition's row of the ledger; read who was erased, which holds off new
+   erasures until the end
 3. compare: what lies below its next offset was stored before (the fence); a batch
    that begins above it means that the ledger went back: nothing is written
-4. refuse what erased customers sent, which also holds off new erasures
+4. refuse what erased customers sent
 5. insert the beats; those that conflict or are rejected join the dead letters
 6. insert the dead letters
 7. mark the beats' minutes for the roll-ups; add the batch to the minute in which it
