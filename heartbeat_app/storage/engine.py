@@ -49,6 +49,9 @@ def make_engine(
     """
     options = (
         f"-c timezone=UTC"
+        # Whatever the database's default is: a statement counts on seeing what the
+        # lock before it waited for, such as an erasure.
+        f" -c default_transaction_isolation=read\\ committed"
         f" -c lock_timeout={LOCK_TIMEOUT_MS}"
         f" -c statement_timeout={statement_timeout_ms or STATEMENT_TIMEOUT_MS}"
         f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}"

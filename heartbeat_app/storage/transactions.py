@@ -16,9 +16,8 @@ from sqlalchemy.exc import InvalidRequestError, SQLAlchemyError
 
 from heartbeat_app.storage.prepared import Plain, run
 
-# To be sent before the first statement, and behind the last. A batch counts on it that
-# each statement sees what it waited for, whatever the database's default is.
-BEGIN = Plain("BEGIN ISOLATION LEVEL READ COMMITTED")
+# To be sent before the first statement, and behind the last.
+BEGIN = Plain("BEGIN")
 COMMIT = Plain("COMMIT")
 ROLLBACK = Plain("ROLLBACK")
 

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg2
 import pytest
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from heartbeat_app.config import Settings
@@ -119,18 +119,20 @@ def test_it_is_committed_at_its_end_otherwise(pool: Engine, kept: Kept) -> None:
     assert_none_is_open(pool)
 
 
-def test_each_statement_sees_what_it_waited_for(pool: Engine) -> None:
+def test_each_statement_sees_what_it_waited_for(
+    pool: Engine, engine: Engine, kept: Kept, name: str
+) -> None:
     """Whatever the database's default is: an erasure depends on it."""
-
-    @event.listens_for(pool, "connect")
-    def strict(raw: Any, _: object) -> None:
-        with raw.cursor() as cursor:
-            cursor.execute("SET default_transaction_isolation = 'serializable'")
-        raw.commit()
-
+    kept.do(
+        f"ALTER DATABASE \"{name}\" SET default_transaction_isolation = 'serializable'"
+    )
+    engine.dispose()
+    show = Plain("SHOW transaction_isolation")
+    assert kept.all("SHOW transaction_isolation") == [("serializable",)]
     with transaction(pool) as connection:
-        found = run(connection, [BEGIN, Plain("SHOW transaction_isolation")])
-        assert found.scalar() == "read committed"
+        assert run(connection, [BEGIN, show]).scalar() == "read committed"
+    with pool.begin() as connection:  # as for replaying letters, by SQLAlchemy
+        assert run(connection, [show]).scalar() == "read committed"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, GeneratorExit])
