@@ -115,9 +115,13 @@ def run_without_each(chosen: list[Guard], seed: int, jobs: int) -> dict[str, Out
         console.print(f"Without {name}: {GUARDS[name].holds}", markup=False)
         show(outcome)
         outcomes[name] = outcome
-        if not outcome.passed:
-            report.keep_guard(name, outcome)
+        report.keep_guard(GUARDS[name], outcome)
     return outcomes
+
+
+def all_of_them() -> dict[str, Scenario]:
+    """All scenarios that the page names."""
+    return {**scenarios(), "long": long(0)}
 
 
 def long(minutes: int) -> Scenario:
@@ -162,7 +166,7 @@ def main(
     status 1 when anything was lost, doubled or wrong; with --without, when nothing was.
     """
     known = scenarios()
-    everything = {**known, "long": long(0)}
+    everything = all_of_them()
     wrong = [name for name in names if name not in known]
     if wrong:
         raise click.UsageError(f"no scenario {wrong[0]!r}; --list says what there is")
@@ -176,10 +180,12 @@ def main(
         taken = list(GUARDS) if "each" in guards else guards
         found = run_without_each([GUARDS[name] for name in taken], seed, jobs)
         report.write(everything)
-        unneeded = [name for name, outcome in found.items() if outcome.passed]
-        if unneeded:
-            console.print(f"Nothing went wrong without {', '.join(unneeded)}")
-        sys.exit(bool(unneeded) or len(found) < len(taken))
+        unseen = [n for n, outcome in found.items() if not GUARDS[n].is_missed(outcome)]
+        for name in unseen:
+            console.print(
+                f"Without {name} nothing said {GUARDS[name].shows!r}", markup=False
+            )
+        sys.exit(bool(unseen) or len(found) < len(taken))
     elif minutes is not None:
         outcome = run(long(minutes), seed)
         show(outcome)
@@ -198,16 +204,20 @@ def main(
             report.keep(each for each in outcomes if not each.skipped)
             report.write(everything)
         failed = [outcome.name for outcome in outcomes if not outcome.passed]
+        skipped = [outcome.name for outcome in outcomes if outcome.skipped]
         all_run = len(outcomes) == len(picked)
         if not all_run:
             kept = "not kept" if quick else "kept"
             console.print(
                 f"Stopped: {len(outcomes)} of {len(picked)} were run, and are {kept}."
             )
+        if skipped:
+            console.print(f"Skipped, and not proved here: {', '.join(skipped)}")
         if failed:
             console.print(f"Failed: {', '.join(failed)}")
         else:
-            console.print(f"{'All' if all_run else 'These'} hold: 0 lost, 0 doubled.")
+            which = "All" if all_run and not skipped else "The others"
+            console.print(f"{which} hold: 0 lost, 0 doubled.")
         sys.exit(bool(failed) or not all_run)
 
 

@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from prove.guards import GUARDS
+from prove.guards import GUARDS, Guard
 from prove.scenario import Scenario
 from prove.world import Outcome
 from tests.commit import commit
@@ -38,25 +38,41 @@ def keep(outcomes: Iterable[Outcome]) -> None:
     What was run again with its seed takes the place of what it was before.
     """
     results = load()
-    of_what = {"date": date.today().isoformat(), "commit": commit()}
     for outcome in outcomes:
         runs = results["runs"].setdefault(outcome.name, [])
         runs[:] = [each for each in runs if each["seed"] != outcome.seed]
-        runs.append({**of_what, **asdict(outcome)})
+        runs.append({**_of_what(), **asdict(outcome)})
         del runs[:-RUNS_KEPT]
     _save(results)
 
 
-def keep_guard(name: str, outcome: Outcome) -> None:
-    """Keep what went wrong without a guard."""
+def keep_guard(guard: Guard, outcome: Outcome) -> None:
+    """Keep what went wrong without a guard; nothing if it was not missed."""
     results = load()
-    results["guards"][name] = {
-        "date": date.today().isoformat(),
-        "seed": outcome.seed,
-        # A traceback says nothing to a reader.
-        "complaints": [c for c in outcome.complaints if "\n" not in c],
-    }
+    known = results["guards"]
+    known.pop(guard.name, None)
+    if guard.is_missed(outcome):
+        known[guard.name] = {
+            **_of_what(),
+            "seed": outcome.seed,
+            "complaints": _in_a_line_each(guard, outcome.complaints),
+        }
+    results["guards"] = {name: known[name] for name in GUARDS if name in known}
     _save(results)
+
+
+def _in_a_line_each(guard: Guard, complaints: Iterable[str]) -> list[str]:
+    """What was complained of, what shows that the guard is gone first."""
+    shown = [
+        line for each in complaints for line in each.splitlines() if guard.shows in line
+    ]
+    # Those of many lines are logs and tracebacks, which say nothing to a reader.
+    others = [each for each in complaints if "\n" not in each]
+    return list(dict.fromkeys([*shown[:1], *others]))
+
+
+def _of_what() -> dict[str, str]:
+    return {"date": date.today().isoformat(), "commit": commit()}
 
 
 def _save(results: Mapping[str, Any]) -> None:
@@ -65,8 +81,13 @@ def _save(results: Mapping[str, Any]) -> None:
 
 def write(known: Mapping[str, Scenario]) -> None:
     """Write the page."""
+    PAGE.write_text(page(known))
+
+
+def page(known: Mapping[str, Scenario]) -> str:
+    """The page, of what was kept."""
     results = load()
-    lines = [HEAD.read_text(), "## Scenarios", "", _of_what(results), ""]
+    lines = [HEAD.read_text(), "## Scenarios", "", _runs_of_what(results), ""]
     group = None
     for each in known.values():
         runs = results["runs"].get(each.name, [])
@@ -99,10 +120,10 @@ def write(known: Mapping[str, Scenario]) -> None:
         lines.append(
             f"| {guard.name} | {guard.holds} | {guard.fails} | {_cell(said)} |"
         )
-    PAGE.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
-def _of_what(results: Mapping[str, Any]) -> str:
+def _runs_of_what(results: Mapping[str, Any]) -> str:
     """How many runs are of which code."""
     counts = Counter(
         (run["date"], run["commit"])

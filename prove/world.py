@@ -495,6 +495,12 @@ class Observer:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._look()
+        except Exception as error:  # noqa: BLE001 (nobody would know that it ended)
+            self._world.outcome.complaints.append(f"the observer ended: {error!r}")
+
+    def _look(self) -> None:
         outcome = self._world.outcome
         before, moved = -1, time.monotonic()
         while not self._stop.wait(self.EVERY_SECONDS):

@@ -125,6 +125,23 @@ def test_it_has_these_rights_and_cannot_hand_them_on(kept: Kept) -> None:
     }
 
 
+def test_it_may_change_these_columns_only(kept: Kept) -> None:
+    found = kept.all(
+        "SELECT table_name, string_agg(column_name, ' ' ORDER BY ordinal_position)"
+        " FROM information_schema.column_privileges"
+        " JOIN information_schema.columns"
+        " USING (table_schema, table_name, column_name)"
+        " WHERE grantee = 'worker' AND privilege_type NOT IN ('SELECT', 'INSERT')"
+        " GROUP BY table_name"
+    )
+    counted = "consumed stored duplicate dead"
+    assert dict(found) == {
+        "dead_letters": "replayed_at replay_outcome",
+        "partition_ledger": f"next_offset end_offset {counted} missing gap updated_at",
+        "ingest_minute": f"batches {counted}",
+    }
+
+
 @pytest.mark.parametrize("table", [*WRITTEN, *READ])
 def test_it_may_neither_delete_nor_change_a_table(
     worker: Engine, kept: Kept, writer: Writer, table: str

@@ -1,86 +1,16 @@
-"""Every guard, and how to take it out: the proof has to notice that it is gone."""
+"""The guards without which a scenario fails."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from prove.guards.guard import Guard, Patch
+from prove.guards.patches import AGENT, ENGINE, FETCH, FORGET, HANGING, REWIND, WRITER
 
-from tests.servers import PROJECT
-
-# What a worker, Alembic and the tests need of the project.
-SOURCES = (
-    "heartbeat_app",
-    "alembic",
-    "tests",
-    "alembic.ini",
-    "setup.cfg",
-    "pyproject.toml",
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """Replaces a text that is exactly once in a file below the project's folder."""
-
-    file: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True, slots=True)
-class Guard:
-    """One guard, and how to take it out.
-
-    Attributes:
-        name: As it is asked for.
-        holds: What it guards, for the report.
-        fails: The scenario that fails without it, or the test where what it guards
-            against comes too seldom to be waited for.
-        patches: Take it out, and any other guard that would do its work.
-    """
-
-    name: str
-    holds: str
-    fails: str
-    patches: tuple[Patch, ...]
-
-
-WRITER = "heartbeat_app/storage/writer.py"
-AGENT = "heartbeat_app/lane/agent.py"
-FETCH = "heartbeat_app/lane/fetch.py"
-ENGINE = "heartbeat_app/storage/engine.py"
-# A worker that was frozen forgets its batches as soon as it hears of the rebalance;
-# what holds when it does not hear of it in time is seen without that.
-FORGET = Patch(
-    AGENT,
-    "        return self._lane.is_current(chunk.tp, chunk.epoch)\n",
-    "        return True\n",
-)
-
-
-# What lies between the ledger and a batch above it is booked as missing, as it was in
-# the log.
-REWIND = Patch(
-    WRITER,
-    "    if next_offset is None or batch.asked > next_offset:\n",
-    "    next_offset = next_offset or 0\n    if False:\n",
-)
-
-HANGING = Patch(
-    ENGINE,
-    "        if broken := uses.break_off(after_seconds=limit):\n",
-    "        if broken := 0:\n",
-)
-
-GUARDS = {guard.name: guard for guard in (
+BY_SCENARIO = (
     Guard(
         "fence",
         "what lies below the ledger's next offset was stored before and is dropped",
         "frozen",
+        "all that was sent is read",
         (
             FORGET,
             Patch(
@@ -96,6 +26,7 @@ GUARDS = {guard.name: guard for guard in (
         "marks",
         "a batch marks its minutes for the roll-ups in its own transaction",
         "killed",
+        "are not what the beats give",
         (
             Patch(
                 WRITER,
@@ -109,6 +40,7 @@ GUARDS = {guard.name: guard for guard in (
         "seek-to-the-ledger",
         "reading goes on where the ledger says, not where Kafka's group committed",
         "restored-while-stopped",
+        "beats are lost",
         (
             REWIND,
             Patch(
@@ -131,13 +63,16 @@ GUARDS = {guard.name: guard for guard in (
         "acknowledge-in-order",
         "a batch is acknowledged to Kafka once it is stored, never before",
         "database-stopped",
+        "Kafka was told",
         (Patch(AGENT, ".noack().events()", ".events()"),),
     ),
     Guard(
         "retry-in-place",
         "a batch that fails is tried again until it is stored",
         "database-stopped",
+        "beats are lost",
         (
+            REWIND,
             Patch(
                 AGENT,
                 "                failures += 1\n"
@@ -150,12 +85,14 @@ GUARDS = {guard.name: guard for guard in (
         "rewind",
         "a batch that begins above the ledger means that the ledger went back",
         "restored-from-a-backup",
+        "beats are lost",
         (REWIND,),
     ),
     Guard(
         "topic-ids",
         "a topic that was made again is read from its beginning, under its own books",
         "topic-remade-same",
+        "all that was sent is read",
         (
             Patch(
                 "heartbeat_app/kafka.py",
@@ -168,6 +105,7 @@ GUARDS = {guard.name: guard for guard in (
         "fresh-topic-ids",
         "nothing is read while the topics' ids were not looked up for 2 s",
         "topic-remade-unseen",
+        "dead letters",
         (
             Patch(
                 "heartbeat_app/lane/lane.py",
@@ -180,6 +118,7 @@ GUARDS = {guard.name: guard for guard in (
         "read-committed",
         "records of aborted transactions are not read",
         "transactions",
+        "rows were never sent",
         (
             Patch(
                 FETCH,
@@ -192,6 +131,7 @@ GUARDS = {guard.name: guard for guard in (
         "missing",
         "records that fell out of the log unread are counted, not passed over",
         "records-deleted",
+        "the books say 0 missing",
         (
             Patch(
                 FETCH,
@@ -204,6 +144,7 @@ GUARDS = {guard.name: guard for guard in (
         "id-bytes",
         "an id's length is told in bytes, so that every customer id comes back",
         "odd-customers",
+        "all that was sent is read",
         (
             Patch(
                 "heartbeat_app/storage/copy.py",
@@ -216,6 +157,7 @@ GUARDS = {guard.name: guard for guard in (
         "any-header",
         "a header's name may be any bytes",
         "odd-headers",
+        "all that was sent is read",
         (
             Patch(
                 "heartbeat_app/lane/records.py",
@@ -228,6 +170,7 @@ GUARDS = {guard.name: guard for guard in (
         "conflict-target",
         "only the natural key makes a beat a duplicate, not an id that is taken",
         "sequence-set-back",
+        "beats are lost",
         (
             Patch(
                 "heartbeat_app/storage/beats.py",
@@ -240,6 +183,7 @@ GUARDS = {guard.name: guard for guard in (
         "end-blockers",
         "a frozen worker's session is ended when it holds a partition's row",
         "frozen-inside-copy",
+        "the other worker reads all partitions",
         (
             Patch(
                 WRITER,
@@ -252,6 +196,7 @@ GUARDS = {guard.name: guard for guard in (
         "end-idle-transactions",
         "a frozen worker does not keep the roll-ups from the others",
         "frozen-in-a-pass",
+        "another worker rolled up",
         (
             Patch(
                 ENGINE,
@@ -264,6 +209,7 @@ GUARDS = {guard.name: guard for guard in (
         "an-outage-is-no-bad-record",
         "only what a row holds makes it a dead letter, by SQLSTATE and constraint",
         "migrated-meanwhile",
+        "dead letters (expected, found)",
         (
             Patch(
                 "heartbeat_app/storage/errors.py",
@@ -277,12 +223,14 @@ GUARDS = {guard.name: guard for guard in (
         "new-sessions",
         "an attempt after a failure asks in new sessions, not in ones of before",
         "read-only",
+        "it goes on",
         (Patch(WRITER, "            self._engine.dispose()\n", ""),),
     ),
     Guard(
         "halving",
         "of a batch with a row that PostgreSQL does not take only that row is refused",
         "rows-at-fault",
+        "rejected_by_database",
         (
             Patch(
                 "heartbeat_app/storage/beats.py",
@@ -295,6 +243,7 @@ GUARDS = {guard.name: guard for guard in (
         "in-parts",
         "what is too much at once for a slow database is written in parts",
         "very-slow-database",
+        "all is stored",
         (
             Patch(
                 WRITER,
@@ -307,6 +256,7 @@ GUARDS = {guard.name: guard for guard in (
         "memory-bound",
         "no more is read than a bound of bytes that wait to be stored",
         "slow-database",
+        "memory is beyond",
         (
             Patch(
                 "heartbeat_app/lane/lane.py",
@@ -321,6 +271,7 @@ GUARDS = {guard.name: guard for guard in (
         "recovery",
         "a rebalance that waits for the database for long ends when it comes back",
         "database-away-at-a-rebalance",
+        "a worker had to be started again",
         (
             Patch(
                 "heartbeat_app/lane/recovery.py",
@@ -333,6 +284,7 @@ GUARDS = {guard.name: guard for guard in (
         "watchdog",
         "a worker that stands still ends itself",
         "recovery-zombie",
+        "it was not noticed",
         (
             Patch(
                 "heartbeat_app/watchdog.py",
@@ -345,6 +297,7 @@ GUARDS = {guard.name: guard for guard in (
         "watched-look",
         "a worker whose event loop or interpreter is blocked ends itself",
         "loop-blocked",
+        "it was not noticed",
         (
             Patch(
                 "heartbeat_app/watchdog.py",
@@ -358,94 +311,21 @@ GUARDS = {guard.name: guard for guard in (
         "hanging-connections",
         "a connection that neither answers nor closes is broken off",
         "connection-silent",
+        "a worker had to be started again",
         (HANGING,),
-    ),
-    Guard(
-        "forget-what-is-stale",
-        "what was read before a seek or a rebalance is neither written nor done",
-        "tests/unit/test_lane_agent.py"
-        "::test_what_is_stale_is_neither_handed_on_nor_done",
-        (FORGET,),
-    ),
-    Guard(
-        "no-seek-while-reassigned",
-        "partitions that become another's are not taken back by a late seek",
-        "tests/unit/test_fetch.py"
-        "::test_a_seek_while_the_group_assigns_anew_brings_nothing_back",
-        (
-            Patch(
-                FETCH,
-                "        if consumer._fetcher._subscriptions"
-                ".reassignment_in_progress:\n",
-                "        if False:\n",
-            ),
-        ),
-    ),
-    Guard(
-        "stop-at-a-truncated-log",
-        "a log that lost its end is not read on as if nothing had happened",
-        "tests/unit/test_fetch.py::test_a_log_that_ends_earlier_is_truncated",
-        (
-            Patch(
-                FETCH,
-                "        if begin < partition.expected:\n",
-                "        if False:\n",
-            ),
-        ),
-    ),
-    Guard(
-        "asked-anew",
-        "a client that lost sight of Kafka does not keep the topics' ids away",
-        "tests/unit/test_kafka.py::test_who_found_nobody_asks_anew",
-        (
-            Patch(
-                "heartbeat_app/kafka.py",
-                "                self._client = AdminClient(self._config)\n"
-                "            raise\n",
-                "            raise\n",
-            ),
-        ),
-    ),
-    Guard(
-        "too-deep-to-explain",
-        "a record that is nested too deeply to say why is refused like any other",
-        "tests/unit/test_validation.py::test_refuses_whatever_it_takes_to_say_why",
-        (
-            Patch(
-                "heartbeat_app/validation.py",
-                "    except RecursionError:",
-                "    except ZeroDivisionError:",
-            ),
-        ),
-    ),
-    Guard(
-        "one-by-one",
-        "what cannot be written together is written apart: no partition waits for "
-        "another's row",
-        "tests/unit/test_lane_agent.py"
-        "::test_what_fails_together_is_tried_one_by_one",
-        (
-            Patch(
-                AGENT,
-                "            failed = current\n"
-                "        for chunk in failed:\n"
-                "            self._tasks.create_task(self._alone(chunk))\n",
-                "            await asyncio.sleep(0.1)\n"
-                "            self._tasks.create_task(self._together(chunks))\n"
-                "            return\n",
-            ),
-        ),
     ),
     Guard(
         "lock-time-out",
         "who waits for a row that a frozen worker holds finds out within 5 s",
         "frozen-inside-copy",
+        "the other worker reads all partitions",
         (Patch(ENGINE, "LOCK_TIMEOUT_MS = 5_000", "LOCK_TIMEOUT_MS = 3_600_000"),),
     ),
     Guard(
         "statement-time-out",
         "a statement that never returns is given up and tried again",
         "statement-never-returns",
+        "says 'QueryCanceled'",
         (
             Patch(
                 ENGINE,
@@ -456,23 +336,10 @@ GUARDS = {guard.name: guard for guard in (
         ),
     ),
     Guard(
-        "refused-in-pages",
-        "refused records of a megabyte do not make a statement that PostgreSQL ends "
-        "the session for",
-        "tests/integration/test_every_byte.py"
-        "::test_large_refused_records_are_kept_a_few_at_a_time",
-        (
-            Patch(
-                "heartbeat_app/storage/dead_letters.py",
-                "        if size >= MAX_STATEMENT_BYTES:\n",
-                "        if False:\n",
-            ),
-        ),
-    ),
-    Guard(
         "limit-on-days",
         "no number of days that are made up fills the database with partitions",
         "too-many-days",
+        "a worker had to be started again",
         (
             Patch(
                 "heartbeat_app/storage/days.py",
@@ -482,26 +349,10 @@ GUARDS = {guard.name: guard for guard in (
         ),
     ),
     Guard(
-        "one-rolls-up",
-        "nobody writes roll-ups beside another, over what a newer look gave",
-        "tests/integration/test_rollup.py"
-        "::test_nobody_writes_roll_ups_beside_another",
-        (
-            Patch(
-                "alembic/versions/0002_rollups.py",
-                "    IF NOT pg_try_advisory_xact_lock(x'726f6c6c'::INTEGER) THEN\n"
-                "        RAISE EXCEPTION 'Another session works on the roll-ups'\n"
-                "            USING ERRCODE = 'lock_not_available';\n"
-                "    END IF;\n"
-                "    IF since <> date_trunc('minute'",
-                "    IF since <> date_trunc('minute'",
-            ),
-        ),
-    ),
-    Guard(
         "counted-once-more",
         "a beat that came after a day was checked is not dropped with the day",
         "day-dropped",
+        "beats that were to go",
         (
             Patch(
                 "alembic/versions/0002_rollups.py",
@@ -514,6 +365,7 @@ GUARDS = {guard.name: guard for guard in (
         "erasure-waits",
         "nothing of an erased customer is stored by who had not seen the erasure",
         "customer-erased",
+        "rows were never sent",
         (
             Patch(
                 "heartbeat_app/storage/erase.py",
@@ -522,33 +374,4 @@ GUARDS = {guard.name: guard for guard in (
             ),
         ),
     ),
-)}  # fmt: skip
-
-
-@contextmanager
-def without(guard: Guard) -> Iterator[Path]:
-    """A copy of the application in which the guard is taken out.
-
-    Raises:
-        ValueError: The patch does not fit any more.
-    """
-    with TemporaryDirectory(prefix="prove-source-") as folder:
-        copy = Path(folder)
-        for name in SOURCES:
-            source = PROJECT / name
-            if source.is_dir():
-                shutil.copytree(
-                    source, copy / name, ignore=shutil.ignore_patterns("__pycache__")
-                )
-            else:
-                shutil.copy(source, copy / name)
-        for patch in guard.patches:
-            file = copy / patch.file
-            text = file.read_text()
-            if text.count(patch.old) != 1:
-                raise ValueError(
-                    f"A patch of {guard.name} does not fit {patch.file}: its text is "
-                    f"there {text.count(patch.old)} times. Mend prove/guards.py."
-                )
-            file.write_text(text.replace(patch.old, patch.new))
-        yield copy
+)  # fmt: skip
