@@ -107,7 +107,8 @@ def page(known: Mapping[str, Scenario]) -> str:
         "",
         "## Guards",
         "",
-        "Each was taken out, and its scenario or test run.",
+        "Each was taken out of a copy of the code, and its scenario or test run there: "
+        "what it then said. It has to be what the guard stops, not just any failure.",
         "",
     ]
     lines += [
