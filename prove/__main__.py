@@ -91,11 +91,14 @@ def break_off() -> NoReturn:
 
 def run_all(chosen: list[Scenario], seed: int, jobs: int) -> list[Outcome]:
     """Run scenarios, some at a time."""
-    outcomes = []
-    work = {each.name: partial(run, each, seed) for each in chosen}
-    for _, outcome in each_of(work, jobs):
-        outcomes.append(outcome)
-        show(outcome)
+    outcomes: list[Outcome] = []
+    for alone in (False, True):
+        work = {e.name: partial(run, e, seed) for e in chosen if e.alone is alone}
+        for _, outcome in each_of(work, 1 if alone else jobs):
+            outcomes.append(outcome)
+            show(outcome)
+        if len(outcomes) < len(work):  # stopped
+            break
     return outcomes
 
 

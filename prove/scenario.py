@@ -27,6 +27,7 @@ class Scenario:
         group: The module that it is in, without its package.
         quick: Whether it belongs to `--quick`.
         kafka: Further lines of Kafka's configuration.
+        alone: Whether it measures time, and nothing else may be run beside it.
         run: Does it. The world is settled and judged afterwards.
     """
 
@@ -36,20 +37,25 @@ class Scenario:
     quick: bool
     kafka: Mapping[str, str]
     run: Callable[[World], None]
+    alone: bool = False
 
 
 _all: dict[str, Scenario] = {}
 
 
 def scenario(
-    title: str, *, quick: bool = False, kafka: Mapping[str, str] | None = None
+    title: str,
+    *,
+    quick: bool = False,
+    alone: bool = False,
+    kafka: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
     """Make a function a scenario; its name and module become the scenario's."""
 
     def register(run: Callable[[World], None]) -> Callable[[World], None]:
         name = run.__name__.replace("_", "-")
         group = run.__module__.rpartition(".")[2]
-        _all[name] = Scenario(name, title, group, quick, kafka or {}, run)
+        _all[name] = Scenario(name, title, group, quick, kafka or {}, run, alone)
         return run
 
     return register

@@ -154,7 +154,7 @@ BY_TEST = (
         "nothing is taken of a partition before the ledger's offset was sought",
         "tests/unit/test_fetch.py"
         "::test_after_a_rebalance_nothing_is_taken_before_the_seek",
-        "is None",
+        ".truncated",
         (
             Patch(
                 FETCH,
@@ -174,20 +174,6 @@ BY_TEST = (
                 FETCH,
                 "if not result.check_assignment(aiotp):",
                 "if False:",
-            ),
-        ),
-    ),
-    Guard(
-        "nothing-to-commit",
-        "partitions that were taken away are no reason to end",
-        "tests/unit/test_fetch.py"
-        "::test_nothing_to_commit_is_no_fault",
-        "AttributeError",
-        (
-            Patch(
-                FETCH,
-                "        if self.assignment().isdisjoint(offsets):\n",
-                "        if False:\n",
             ),
         ),
     ),
@@ -220,25 +206,11 @@ BY_TEST = (
         ),
     ),
     Guard(
-        "stays-in-the-group",
-        "a worker that waits for the database stays in its group",
-        "tests/integration/test_lane.py"
-        "::test_a_worker_that_waits_stays_in_its_group",
-        "assert",
-        (
-            Patch(
-                "heartbeat_app/lane/app.py",
-                '    "broker_max_poll_interval": 7 * 86_400.0,\n',
-                '    "broker_max_poll_interval": 5.0,\n',
-            ),
-        ),
-    ),
-    Guard(
         "compiled",
         "Faust's pure Python twin, which acknowledges what is stale, is not run",
         "tests/integration/test_lane.py"
         "::test_pure_python_is_refused",
-        "assert",
+        "it ends",
         (
             Patch(
                 "heartbeat_app/lane/app.py",
@@ -412,7 +384,7 @@ BY_TEST = (
         "no day is dropped that is to be kept, whatever a worker asks for",
         "tests/integration/test_retention.py"
         "::test_the_database_itself_refuses_to_drop_what_is_to_be_kept",
-        "DID NOT RAISE",
+        "is to be kept",
         (
             Patch(
                 "alembic/versions/0002_rollups.py",
@@ -426,7 +398,7 @@ BY_TEST = (
         "no day is dropped that is not rolled up",
         "tests/integration/test_retention.py"
         "::test_a_day_is_not_dropped_before_it_is_rolled_up",
-        "assert",
+        "DID NOT RAISE",
         (
             Patch(
                 "alembic/versions/0002_rollups.py",
@@ -456,7 +428,7 @@ BY_TEST = (
         "an error that is logged names no customer",
         "tests/integration/test_writer_outages.py"
         "::test_errors_hold_no_password_and_no_customer",
-        "secret customer",
+        "assert 'hidden'",
         (
             Patch(
                 ENGINE,

@@ -31,14 +31,16 @@ PATHS = ("/health/live", "/health/ready", "/stats/", "/metrics", "/live/")
 
 @scenario(
     "a database ten times slower than the topic, for 5 minutes, with a backlog of "
-    "2,000,000 records"
+    "2,000,000 records",
+    alone=True,
 )
 def slow_database(world: World) -> None:
     write_slowly(world, records=2_000_000, seconds=300.0)
 
 
 @scenario(
-    "a database ten times slower than the topic, with a backlog of 200,000 records"
+    "a database ten times slower than the topic, with a backlog of 200,000 records",
+    alone=True,
 )
 def slow_database_for_a_while(world: World) -> None:
     write_slowly(world, records=200_000, seconds=20.0)
