@@ -80,7 +80,7 @@ def without(guard: Guard) -> Iterator[Path]:
             if text.count(patch.old) != 1:
                 raise ValueError(
                     f"A patch of {guard.name} does not fit {patch.file}: its text is "
-                    f"there {text.count(patch.old)} times. Mend prove/guards.py."
+                    f"there {text.count(patch.old)} times. Mend prove/guards/."
                 )
             file.write_text(text.replace(patch.old, patch.new))
         yield copy

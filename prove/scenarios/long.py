@@ -8,6 +8,7 @@ from collections.abc import Callable
 from sqlalchemy import text
 
 from heartbeat_app.embedded.server import EmbeddedServer
+from prove.scenarios.postgres import holding, make_read_only
 from prove.world import World
 
 
@@ -106,7 +107,31 @@ def lock_ledger(world: World) -> None:
     world.did("the ledger locked for up to 20 s")
 
 
+def lock_table(world: World) -> None:
+    with holding(world, "LOCK TABLE heartbeats IN ACCESS EXCLUSIVE MODE"):
+        world.pause(1.0, 20.0)
+    world.did("heartbeats locked for up to 20 s")
+
+
+def kill_all_workers(world: World) -> None:
+    for worker in world.workers:
+        worker.kill()
+    world.did("kill -9 of all workers")
+
+
+def add_column(world: World) -> None:
+    for statement in (
+        "ALTER TABLE heartbeats ADD COLUMN more INTEGER DEFAULT 7",
+        "ALTER TABLE heartbeats DROP COLUMN more",
+    ):
+        with holding(world, statement) as migration:
+            world.pause(0.0, 5.0)
+            migration.commit()
+    world.did("a column added and dropped, each in a transaction of up to 5 s")
+
+
 FAULTS: tuple[Callable[[World], None], ...] = (
     kill_worker, stop_worker, freeze_worker, kill_postgres, stop_postgres,
     freeze_postgres, end_sessions, lock_ledger, kill_kafka, freeze_kafka,
+    kill_all_workers, lock_table, make_read_only, add_column,
 )  # fmt: skip

@@ -418,18 +418,22 @@ def connection_silent(world: World) -> None:
 @scenario("every statement read-only for a while, sessions staying open", quick=True)
 def read_only(world: World) -> None:
     feed = world.stream()
-    setting = f"ALTER DATABASE {DATABASE} SET default_transaction_read_only"
-    admin: dict[str, Any] = {"database": "postgres"}
     for _ in range(2):
         world.pause(1.0, 3.0)
-        execute(world, f"{setting} = on", END_SESSIONS, **admin)
-        world.did("read-only for 5 to 8 s")
-        world.pause(5.0, 8.0)
-        execute(world, f"{setting} = off", **admin)
+        make_read_only(world)
         world.wait_for_more("it goes on")
     feed.stop()
     require_logged(world, "ReadOnlySqlTransaction")
     require_no_restart(world)
+
+
+def make_read_only(world: World) -> None:
+    setting = f"ALTER DATABASE {DATABASE} SET default_transaction_read_only"
+    admin: dict[str, Any] = {"database": "postgres"}
+    execute(world, f"{setting} = on", END_SESSIONS, **admin)
+    world.did("read-only for 5 to 8 s")
+    world.pause(5.0, 8.0)
+    execute(world, f"{setting} = off", **admin)
 
 
 @scenario("the disk of the tables full, and freed again")
