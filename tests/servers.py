@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +15,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +31,7 @@ from sqlalchemy import Engine, create_engine, text
 
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.embedded.kafka import KafkaServer
+from heartbeat_app.embedded.ports import pick_port
 from heartbeat_app.embedded.postgres import PostgresServer
 from heartbeat_app.embedded.postgres_home import empty_folder, system_user
 
@@ -47,18 +45,9 @@ MEMORY_FREE_BYTES = 4 * 1024**3
 OWNER = ("POSTGRESQL_OWNER_USERNAME", "POSTGRESQL_OWNER_PASSWORD")
 
 
-# Below those that the system gives to outgoing connections: one of these would have
-# taken the port by the time that the server starts.
-PORTS = range(10_000, 32_000)
-
-
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on."""
-    for port in random.SystemRandom().sample(PORTS, 100):
-        with suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError("Of a hundred ports of 127.0.0.1 each was taken.")
+    return pick_port("127.0.0.1")
 
 
 def folder_in_memory() -> Path | None:

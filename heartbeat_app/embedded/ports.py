@@ -1,9 +1,14 @@
 """Is a port free, and if not, who may hold it?"""
 
 import errno
+import random
 import socket
 
 from heartbeat_app.exceptions import EmbeddedServerError
+
+# Below those that systems give to outgoing connections: one of these could take it
+# before the server listens.
+PICKED_FROM = range(10_000, 32_000)
 
 
 def require_free_port(host: str, port: int, *, server: str, setting: str) -> None:
@@ -29,10 +34,10 @@ def require_free_port(host: str, port: int, *, server: str, setting: str) -> Non
 
 def pick_port(host: str) -> int:
     """A port that is free now, for a listener that nobody has to know."""
-    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.SystemRandom().sample(PICKED_FROM, 100):
+        if _is_free(host, port):
+            return port
+    raise EmbeddedServerError(f"Of a hundred ports of {host} each was taken.")
 
 
 def _is_free(host: str, port: int) -> bool:

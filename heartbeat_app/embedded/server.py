@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -45,6 +46,8 @@ DISK_FULL_BYTES = 50 * 1000 * 1000
 """With less, a server that ends has most likely ended for want of room."""
 
 _POLL_SECONDS = 0.05
+# As Kafka and PostgreSQL write of what ends them, and Java of its causes.
+_ERROR = re.compile(r"\b(ERROR|FATAL|PANIC)\b|^Caused by: ")
 
 
 class EmbeddedServer(ABC):
@@ -319,14 +322,17 @@ class EmbeddedServer(ABC):
         return EmbeddedServerError("\n".join(lines))
 
     def _log_tail(self, lines: int = 12) -> list[str]:
-        """The last lines that this start wrote."""
+        """The last lines that this start wrote, and before them the last of errors."""
         try:
             with self.log_path.open("rb") as log:
                 log.seek(self._log_start)
                 text = log.read()[-16_384:].decode(errors="replace")
         except OSError:
             return []
-        return [line for line in text.splitlines() if line.strip()][-lines:]
+        written = [line for line in text.splitlines() if line.strip()]
+        # Kafka goes on about its end for longer than about its reason.
+        errors = [line for line in written[:-lines] if _ERROR.search(line)]
+        return [*errors[-3:], *written[-lines:]]
 
 
 def set_aside_when_big(log: Path) -> None:

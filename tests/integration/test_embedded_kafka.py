@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -141,6 +142,17 @@ def test_a_failed_start_shows_the_end_of_the_log(
     assert "Kafka ended while starting (exit status 1)" in str(caught.value)
     assert str(broken.log_path) in str(caught.value)
     assert "num.io.threads" in str(caught.value)
+
+
+def test_a_failed_start_shows_why_above_the_end_of_the_log(
+    make_server: Callable[..., KafkaServer], tmp_path: Path
+) -> None:
+    """What Kafka writes of its end alone would fill what is shown."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        broken = make_server(tmp_path / "kafka", controller_port=port)
+        with pytest.raises(EmbeddedServerError, match="Address already in use"):
+            broken.start()
 
 
 def test_stops_in_order_within_seconds(server: KafkaServer) -> None:
