@@ -73,7 +73,7 @@ def write_slowly(world: World, *, records: int, seconds: float) -> None:
     feed.send_recordings()
     feed.send(records)
     topic = read_through(world)
-    limit = records * BYTES_A_BEAT / seconds
+    limit = BYTES_A_BEAT * min(records / seconds, topic / 10)
     with Proxy(world.postgres.port, bytes_a_second=limit) as proxy:
         worker = world.start_worker(POSTGRESQL_PORT=str(proxy.port))
         world.wait_until(world.consumed, "the stream has begun")
