@@ -339,7 +339,7 @@ BY_SCENARIO = (
         "limit-on-days",
         "no number of days that are made up fills the database with partitions",
         "too-many-days",
-        "a worker had to be started again",
+        "days were made",
         (
             Patch(
                 "heartbeat_app/storage/days.py",

@@ -327,7 +327,9 @@ def too_many_days(world: World) -> None:
         last = asked[-1]
     feed.send_beats([("customer", datetime.now(UTC), 60)])
     world.wait_until_read()
-    world.note("days in all", f"{len(days_there(world)):,}")
+    made = len(days_there(world))
+    world.note("days in all", f"{made:,}")
+    world.require(made <= MAX_DAYS, f"{made:,} days were made")
     require_no_restart(world)
 
 
