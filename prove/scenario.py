@@ -65,4 +65,6 @@ def scenarios() -> dict[str, Scenario]:
     """All scenarios by name, in the order of the report."""
     for module in MODULES:
         import_module(f"prove.scenarios.{module}")
-    return dict(_all)
+    # Whichever module was imported first, by another one perhaps.
+    ordered = sorted(_all.values(), key=lambda each: MODULES.index(each.group))
+    return {each.name: each for each in ordered}
