@@ -39,9 +39,9 @@ def flowing(world: World, *, workers: int = 2, rate: float = 2_000) -> Iterator[
 
 def keys_between(
     world: World, begins: dict[int, int], ends: dict[int, int]
-) -> list[bytes]:
-    """The keys of the records at these offsets, read with a consumer of our own."""
-    keys: list[bytes] = []
+) -> dict[int, list[bytes]]:
+    """Each partition's keys at these offsets, read with a consumer of our own."""
+    keys: dict[int, list[bytes]] = {partition: [] for partition in ends}
     consumer = Consumer({**world.topic.config, "group.id": "keys"})
     try:
         for partition, end in ends.items():
@@ -55,7 +55,7 @@ def keys_between(
                     if position <= end:
                         key = message.key()
                         assert isinstance(key, bytes)
-                        keys.append(key)
+                        keys[partition].append(key)
     finally:
         consumer.close()
     return keys
@@ -251,13 +251,7 @@ def topic_remade_under_load(world: World) -> None:
             worker.pause()
         # Only what is new and good can be told from what was read in time.
         world.feed().send(60_000, bad=0.0, repeated=0.0)
-        ends = world.ends()
-        keys = {
-            partition: keys_between(
-                world, {partition: begins[partition]}, {partition: ends[partition]}
-            )
-            for partition in ends
-        }
+        keys = keys_between(world, begins, world.ends())
         for worker in workers:
             worker.resume()
         world.pause(0.0, 0.3)
@@ -312,7 +306,8 @@ def lose(world: World, count: int, *, bad: float) -> None:
     begins = world.ends()
     # Whatever comes twice cannot be forgiven.
     world.feed().send(count, bad=bad, repeated=0.0)
-    world.missing += world.oracle.forgive(keys_between(world, begins, world.ends()))
+    for unread in keys_between(world, begins, world.ends()).values():
+        world.missing += world.oracle.forgive(unread)
 
 
 def require_said(world: World, worker: Worker) -> None:
@@ -364,8 +359,7 @@ def records_deleted_under_load(world: World) -> None:
             worker.pause()
         # More than Kafka's answers hold that are on their way to frozen workers.
         world.feed().send(200_000, bad=0.0, repeated=0.0)
-        ends = world.ends()
-        keys = [keys_between(world, begins, {each: ends[each]}) for each in ends]
+        keys = keys_between(world, begins, world.ends())
         for worker in workers:
             worker.resume()
         world.pause(0.0, 0.3)
@@ -386,7 +380,7 @@ def records_deleted_under_load(world: World) -> None:
                 text('SELECT customer_id, "timestamp" FROM heartbeats')
             )
             stored = {(row[0], row[1]) for row in rows}
-        for partition, sent in zip(ends, keys, strict=True):
+        for partition, sent in keys.items():
             there = [world.oracle.keys[key] in stored for key in sent]
             last = len(there) - there[::-1].index(True) if any(there) else 0
             known = max(last, reached[partition] - begins[partition])
@@ -520,7 +514,7 @@ def wait_until_compacted(world: World) -> None:
     def done() -> bool:
         # The segment that is written to is never compacted.
         world.feed().send(PARTITIONS, bad=0.0, repeated=0.0)
-        keys = keys_between(world, {}, world.ends())
-        return len(keys) == len(set(keys))
+        found = keys_between(world, {}, world.ends()).values()
+        return all(len(keys) == len(set(keys)) for keys in found)
 
     world.wait_until(done, "the topic is compacted", seconds=90)
