@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from prove import report
-from prove.__main__ import all_of_them
 from prove.guards import GUARDS, Guard, without
 from prove.scenario import scenarios
 from prove.world import Outcome
@@ -26,29 +24,6 @@ def test_who_fails_for_another_reason_does_not_miss_a_guard() -> None:
     assert not guard.is_missed(Outcome("restored", 1))
     assert not guard.is_missed(Outcome("restored", 1, complaints=["no such server"]))
     assert guard.is_missed(Outcome("restored", 1, complaints=["7 beats are lost"]))
-
-
-def test_each_guard_was_missed() -> None:
-    kept = report.load()["guards"]
-    assert kept.keys() == GUARDS.keys()
-    for name, found in kept.items():
-        assert GUARDS[name].is_missed(
-            Outcome(name, 0, complaints=found["complaints"])
-        ), name
-
-
-def test_each_scenario_holds_in_three_runs() -> None:
-    runs = report.load()["runs"]
-    assert runs.keys() == all_of_them().keys()
-    for name, found in runs.items():
-        assert len(found) == report.RUNS_KEPT or name == "long", name
-        for each in found:
-            assert not each["complaints"], name
-            assert (each["verdict"]["lost"], each["verdict"]["doubled"]) == (0, 0)
-
-
-def test_the_page_is_what_was_kept() -> None:
-    assert report.PAGE.read_text() == report.page(all_of_them())
 
 
 def test_the_quick_scenarios_are_of_every_group() -> None:
