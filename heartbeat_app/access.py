@@ -8,6 +8,7 @@ kept here, so a login holds for all workers with the same token, and through res
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import logging
@@ -28,14 +29,40 @@ LOGIN = "/login"
 # what does not work a text without customers and passwords.
 OPEN = frozenset({"/health/live", "/health/ready"})
 SESSION_SECONDS = 12 * 3600
-# Any of them says that a proxy passed the request on.
-FORWARDED = (
-    "X-Forwarded-Proto",
-    "X-Forwarded-For",
-    "X-Forwarded-Host",
-    "X-Real-IP",
-    "Forwarded",
-    "Via",
+# The login's form has to be here by then.
+FORM_SECONDS = 5.0
+# A header with such a name says that a proxy passed the request on: the standards', and
+# those of common proxies, load balancers and content networks.
+FORWARDED = frozenset(
+    {
+        "cdn-loop",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-host",
+        "x-real-ip",
+        "x-remote-addr",
+        "x-remote-ip",
+    }
+)
+FORWARDED_PREFIXES = (
+    "cf-",
+    "fastly-",
+    "fly-",
+    "proxy-",
+    "x-amz",
+    "x-azure-",
+    "x-envoy-",
+    "x-forwarded",
+    "x-original-",
+    "x-proxy",
+    "x-real-",
+)
+# RFC 9110: a name or an address, and a port.
+HOST = re.compile(
+    r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII
 )
 
 HEADERS = {
@@ -97,7 +124,8 @@ class Access:
         """
         if self._token is not None:
             return True
-        if any(name in request.headers for name in FORWARDED):
+        names = (name.lower() for name in request.headers)
+        if any(n in FORWARDED or n.startswith(FORWARDED_PREFIXES) for n in names):
             return False
         host = request.url.host
         return self._is_local and host is not None and _is_loopback(host)
@@ -106,6 +134,9 @@ class Access:
     async def _middleware(
         self, request: web.Request, handler: Handler
     ) -> web.StreamResponse:
+        if not _has_host(request):
+            log.warning("A request with a malformed Host, from %s: 400", request.remote)
+            return web.Response(status=400, text="400: Host is malformed\n")
         # Also for whoever has logged in: another tab did, or this one went back.
         if self._token is not None and request.path == LOGIN:
             return await self._log_in(request)
@@ -194,8 +225,11 @@ async def _entered(request: web.Request) -> str:
     if request.content_type != "application/x-www-form-urlencoded":
         return ""
     try:
-        form = await request.post()
-    # Not in its charset, in one that nobody knows, not compressed as it says.
+        async with asyncio.timeout(FORM_SECONDS):
+            form = await request.post()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+    # Not in its charset, in one that nobody knows, no chunks as it says.
     except (ValueError, LookupError, web.RequestPayloadError):
         return ""
     return str(form.get("token", "")).strip()
@@ -205,6 +239,18 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers["Server"] = "heartbeat_app"  # aiohttp's own tells versions
+
+
+def _has_host(request: web.Request) -> bool:
+    """Whether it names one host, which `request.url` can be made of."""
+    hosts = request.headers.getall("Host", [])
+    if len(hosts) > 1 or not all(map(HOST.fullmatch, hosts)):
+        return False
+    try:
+        _ = request.url.host
+    except ValueError:  # no such port, or no such name
+        return False
+    return True
 
 
 def _is_same(given: str, wanted: str) -> bool:

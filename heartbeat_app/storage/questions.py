@@ -8,9 +8,13 @@ long they take, and whether or not the database answers.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import TooManyQuestionsError
@@ -23,6 +27,9 @@ ANSWER_SECONDS = 5.0
 WAIT_SECONDS = 5.0
 # More than these are told so at once: each that waits costs a connection and memory.
 MOST_WAITING = 50
+
+# What takes longer was no connection that was cut before.
+CUT_SECONDS = 1.0
 
 T = TypeVar("T")
 
@@ -80,10 +87,26 @@ class Questions:
                 if self._ended:
                     raise TooManyQuestionsError
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, answer, *arguments
+                    self._threads, partial(self._answer, answer, *arguments)
                 )
             finally:
                 self._turns.release()
+
+    def _answer(self, answer: Callable[..., T], *arguments: object) -> T:
+        """In a thread: what the function returns.
+
+        A connection may have been cut while nobody used it, which its next statement
+        tells. The others of the pool are not used again after that, so a second try
+        gets a new one.
+        """
+        began = time.monotonic()
+        try:
+            return answer(*arguments)
+        except DBAPIError as error:
+            was_cut = error.connection_invalidated
+            if self._ended or not was_cut or time.monotonic() - began > CUT_SECONDS:
+                raise
+        return answer(*arguments)
 
     def end(self) -> None:
         """Answer no more, and break off what is being answered; may be called again.

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine
 
 from heartbeat_app.exceptions import TooSlowError
 from heartbeat_app.storage import days
-from heartbeat_app.storage.marks import HOUR, day_span, merged
+from heartbeat_app.storage.marks import HOUR, LAST, day_span, merged
 from heartbeat_app.storage.questions import ANSWER_SECONDS
 from heartbeat_app.storage.rollup import read_marks
 
@@ -43,7 +43,8 @@ def widen(since: datetime, until: datetime, step: timedelta) -> Span:
     """The whole steps that hold the span."""
     # The remainder of a division, so that it is never negative.
     begin = since - (since - ORIGIN) % step
-    return begin, until + (ORIGIN - until) % step
+    rest = (ORIGIN - until) % step
+    return begin, until + rest if rest <= LAST - until else LAST
 
 
 def not_rolled_up(

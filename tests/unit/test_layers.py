@@ -29,6 +29,7 @@ LAYERS = (
         "watchdog",
         "maintenance",
         "access",
+        "connections",
         "live",
     ),
     ("metrics",),
