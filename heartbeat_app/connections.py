@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
 from collections.abc import Callable
 from enum import IntEnum
 from typing import Any, cast
@@ -23,6 +24,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 from faust.web.drivers.aiohttp import Web as AiohttpWeb
 
+from heartbeat_app.access import OPEN
+
 # 500 viewers of the live page, also through one proxy, and what else is asked.
 MOST = 640
 # Files that the worker needs for Kafka, PostgreSQL and itself, and those of connections
@@ -30,7 +33,8 @@ MOST = 640
 OWN_FILES = 256
 FEWEST = 8
 BACKLOG = 1024
-# From the connection, or the last answer, to the end of the next request's headers.
+# From the connection, or the last answer, to the end of the next request's headers, and
+# from there to the end of its body.
 IDLE_SECONDS = 10.0
 # An answer that is not taken by then is given up.
 TAKE_SECONDS = 60.0
@@ -39,6 +43,9 @@ MOST_BYTES = 64 * 1024
 # A stop waits so long for pages that are being made, and again for them to be broken
 # off; the whole worker has 8 s.
 STOP_SECONDS = 2.0
+# Of an answer so much waits in the kernel, which would take megabytes; double of it,
+# as the kernel counts.
+SEND_BYTES = 128 * 1024
 # A page that takes a body takes so much of it: the login's form.
 MOST_BODY = 4 * 1024
 
@@ -63,6 +70,7 @@ class Connections:
         self._most = most
         self._most_of_one = most_of_one
         self._count = 0
+        self._turn = asyncio.Lock()
         # By address, then by use, those that are in it for longest first.
         self._guards: dict[str, tuple[dict[Guard, None], ...]] = {}
         self._by_protocol: dict[asyncio.BaseProtocol, Guard] = {}
@@ -107,8 +115,14 @@ class Connections:
         guard = self._by_protocol.get(request.protocol)
         if guard is None:  # closed meanwhile
             return await handler(request)
-        guard.begin(Use.PAGE)
+        # One whose body is not here yet is no further than one with half a head.
+        guard.begin(Use.PAGE if request.content.is_eof() else Use.NOTHING)
         try:
+            if request.path not in OPEN:
+                # One page begins each time that the event loop comes round, so that
+                # hundreds at once hold up neither a health check nor the beats.
+                async with self._turn:
+                    await asyncio.sleep(0)
             return await handler(request)
         finally:
             guard.begin(Use.NOTHING)
@@ -159,6 +173,9 @@ class Guard(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        transport.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES
+        )
         self._since = self._loop.time()
         self._timer = self._loop.call_later(IDLE_SECONDS, self._look)
         self.protocol.connection_made(transport)

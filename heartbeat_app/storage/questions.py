@@ -34,6 +34,30 @@ CUT_SECONDS = 1.0
 T = TypeVar("T")
 
 
+def read(
+    answer: Callable[..., T],
+    *arguments: object,
+    unless: Callable[[], bool] = lambda: False,
+) -> T:
+    """What the function returns, which only reads.
+
+    A connection may have been cut while nobody used it, which its next statement
+    tells. The others of its pool are not used again after that, so a second try gets
+    a new one.
+
+    Arguments:
+        unless: Whether there is no second try any more.
+    """
+    began = time.monotonic()
+    try:
+        return answer(*arguments)
+    except DBAPIError as error:
+        was_cut = error.connection_invalidated
+        if unless() or not was_cut or time.monotonic() - began > CUT_SECONDS:
+            raise
+    return answer(*arguments)
+
+
 class Questions:
     """Answers some at a time, in threads; for one event loop.
 
@@ -87,26 +111,11 @@ class Questions:
                 if self._ended:
                     raise TooManyQuestionsError
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, partial(self._answer, answer, *arguments)
+                    self._threads,
+                    partial(read, answer, *arguments, unless=lambda: self._ended),
                 )
             finally:
                 self._turns.release()
-
-    def _answer(self, answer: Callable[..., T], *arguments: object) -> T:
-        """In a thread: what the function returns.
-
-        A connection may have been cut while nobody used it, which its next statement
-        tells. The others of the pool are not used again after that, so a second try
-        gets a new one.
-        """
-        began = time.monotonic()
-        try:
-            return answer(*arguments)
-        except DBAPIError as error:
-            was_cut = error.connection_invalidated
-            if self._ended or not was_cut or time.monotonic() - began > CUT_SECONDS:
-                raise
-        return answer(*arguments)
 
     def end(self) -> None:
         """Answer no more, and break off what is being answered; may be called again.

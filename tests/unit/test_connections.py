@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from heartbeat_app import access, connections
+from heartbeat_app import connections
 from heartbeat_app.access import Access
 from heartbeat_app.connections import (
     CONNECTIONS,
@@ -202,14 +202,27 @@ async def test_a_body_that_no_page_takes_is_not_read(serve: Serve) -> None:
 
 
 async def test_a_form_has_to_come_in_time(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(access, "FORM_SECONDS", 0.2)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.2)
     served = await serve(token=TOKEN)
-    told = await served.ask(
-        post("/login", b"token=x", Content_Type=FORM).replace(b"th: 7", b"th: 70")
-    )
-    assert told.split()[1] == b"408"
+    form = post("/login", b"token=x", Content_Type=FORM).replace(b"th: 7", b"th: 70")
+    async with asyncio.timeout(5):
+        with suppress(ConnectionError):
+            assert await served.ask(form) == b""
+    assert not caplog.records
+
+
+async def test_half_a_form_makes_room(
+    serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = await serve(most=10, token=TOKEN)
+    form = post("/login", b"token=x", Content_Type=FORM).replace(b"th: 7", b"th: 70")
+    for _ in range(20):
+        await served.open(form)
+        assert await served.is_alive()
+    assert len(served.connections) <= 10
+    assert not caplog.records
 
 
 # Places

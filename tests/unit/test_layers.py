@@ -37,8 +37,9 @@ LAYERS = (
 )
 EDGE = len(LAYERS)
 
-# validation needs models, and batches both; no parts of any other layer are neighbours.
+# validation needs models, and batches both; connections knows which pages are open.
 NEIGHBOURS = {
+    ("connections", "access"),
     ("validation", "models"),
     ("batches", "models"),
     ("batches", "validation"),
