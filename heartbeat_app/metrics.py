@@ -80,6 +80,12 @@ class Metrics:
             "Records that fell out of Kafka's log before they were read.",
             PARTITION,
         )
+        self._unreadable = self._counter(
+            "heartbeat_app_offsets_unreadable",
+            "Offsets of record batches that could not be taken apart; a dead letter "
+            "has each batch.",
+            PARTITION,
+        )
         self._retries = self._counter(
             "heartbeat_app_retries",
             "Attempts to store a batch that failed and were made again, by cause: "
@@ -124,13 +130,14 @@ class Metrics:
 
         Its transaction is counted by `count_transaction`, since batches share one.
         """
-        if not written.consumed and not written.missing:
+        if not (written.consumed or written.missing or written.unreadable):
             return  # stored before, or nothing but holes
         where = topic, str(partition)
         self._consumed.labels(*where).inc(written.consumed)
         self._stored.labels(*where).inc(written.stored)
         self._duplicate.labels(*where).inc(written.duplicate)
         self._missing.labels(*where).inc(written.missing)
+        self._unreadable.labels(*where).inc(written.unreadable)
         for reason, count in written.reasons.items():
             self._dead.labels(*where, reason.value).inc(count)
         self._batch.observe(written.consumed)

@@ -43,6 +43,8 @@ class Reason(enum.StrEnum):
     CONFLICT = "conflict"
     REJECTED_BY_DATABASE = "rejected_by_database"
     CUSTOMER_ERASED = "customer_erased"
+    TOO_LARGE = "too_large"
+    UNREADABLE_BATCH = "unreadable_batch"
 
 
 @dataclass(frozen=True, slots=True)
