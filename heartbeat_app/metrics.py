@@ -183,7 +183,8 @@ class Metrics:
         for tp in self._health().lags:
             where = tp.topic, str(tp.partition)
             for counter in (
-                self._consumed, self._stored, self._duplicate, self._missing
+                self._consumed, self._stored, self._duplicate, self._missing,
+                self._unreadable,
             ):  # fmt: skip
                 counter.labels(*where)
             for reason in Reason:
