@@ -53,7 +53,8 @@ class Served:
     async def ask(self, sent: bytes = LIVE, address: str = "127.0.0.1") -> bytes:
         """The whole answer, after which the server closes."""
         reader, _ = await self.open(sent, address)
-        return await reader.read()
+        async with asyncio.timeout(5):
+            return await reader.read()
 
     async def is_alive(self) -> bool:
         """Whether a health check is answered within a second."""
@@ -124,15 +125,6 @@ async def serve() -> AsyncIterator[Serve]:
         await runner.cleanup()
 
 
-def bomb(megabytes: int) -> bytes:
-    packed = zlib.compressobj(9, zlib.DEFLATED, 31)
-    some = bytes(1_000_000)
-    return b"".join(packed.compress(some) for _ in range(megabytes)) + packed.flush()
-
-
-BOMB = bomb(100)
-
-
 def post(path: str, body: bytes, **headers: str) -> bytes:
     lines = [
         f"POST {path} HTTP/1.1",
@@ -157,20 +149,6 @@ async def test_no_body_is_decompressed(serve: Serve) -> None:
     assert served.bodies == [small]
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/reading", "/login", "/nowhere"])
-async def test_ten_bombs_at_once_hold_up_nobody(serve: Serve, path: str) -> None:
-    served = await serve(token=TOKEN)
-    sent = post(path, BOMB, Content_Encoding="gzip", Content_Type=FORM)
-    lines = [await served.open() for _ in range(10)]
-    for _, writer in lines:
-        writer.write(sent)
-    assert await served.is_alive()
-    for reader, _ in lines:
-        with suppress(ConnectionError):
-            assert len(await reader.read()) < 2_000
-    assert not served.bodies
-
-
 @pytest.mark.parametrize("path", ["/reading", "/login"])
 async def test_a_page_that_takes_a_body_takes_a_small_one(
     serve: Serve, path: str
@@ -185,20 +163,22 @@ async def test_a_page_that_takes_a_body_takes_a_small_one(
         assert told.split()[1] == wanted
 
 
-async def test_a_body_that_no_page_takes_is_not_read(serve: Serve) -> None:
-    """The answer comes, the connection ends, and what is sent further is not taken."""
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 1000000000\r\n\r\n" + bytes(1000),
+        # Chunks, whose extensions nobody reads either.
+        b"Transfer-Encoding: chunked\r\n\r\n1;x=" + b"y" * 1000,
+    ],
+)
+async def test_a_body_that_no_page_takes_is_not_waited_for(
+    serve: Serve, body: bytes
+) -> None:
+    """The answer comes at once, and the connection ends."""
     served = await serve()
-    reader, _ = await served.open(
-        b"POST /health/live HTTP/1.1\r\nHost: localhost\r\n"
-        b"Content-Length: 1000000000\r\n\r\n" + bytes(1000)
+    assert b"alive" in await served.ask(
+        b"POST /health/live HTTP/1.1\r\nHost: localhost\r\n" + body
     )
-    assert b"alive" in await reader.read()
-    # Chunks, whose extensions nobody reads either.
-    reader, _ = await served.open(
-        b"POST /health/live HTTP/1.1\r\nHost: localhost\r\n"
-        b"Transfer-Encoding: chunked\r\n\r\n" + b"1;x=" + b"y" * 1000
-    )
-    assert b"alive" in await reader.read()
 
 
 async def test_a_form_has_to_come_in_time(
