@@ -15,6 +15,7 @@ from heartbeat_app.application import app
 from heartbeat_app.exceptions import TooManyQuestionsError
 from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH, why_no_customer_id
 from heartbeat_app.storage.live import HOUR, HOUR_STEP_SECONDS, read_last_hour
+from heartbeat_app.web.parameters import BadParameterError, check_encoding
 from heartbeat_app.web.stream import send
 
 STATIC = Path(__file__).parent / "static" / "live"
@@ -103,6 +104,10 @@ class CustomerHour(View):
     @requires_token
     async def get(self, request: web.Request) -> Response:
         """Answer for `?id=`: steps with a beat; 400 without an id, 503 while away."""
+        try:
+            check_encoding("", request.rel_url.raw_query_string)
+        except BadParameterError as error:
+            return self.json({"error": str(error)}, status=400)
         customer_id = request.query.get("id", "")
         if why_no_customer_id(customer_id):
             return self.json(
