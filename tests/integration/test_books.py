@@ -76,10 +76,10 @@ def test_a_topics_name_moves_no_terminal(
 ) -> None:
     """Kafka takes no such name; whoever may write into the ledger does."""
     Shelf(engine, topic="evil\x1b[2J\x9b1A\r\u202e").book(*seconds(1))
-    for command in ("books", "dead-letters list"):
-        printed = run(environ, "heartbeat_app", *command.split())
-        assert all(line.isprintable() for line in printed.split("\n")), command
-    assert r"evil\x1b[2J\x9b1A\r\u202e" in run(environ, "heartbeat_app", "books")
+    away = {**environ, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    printed = run(away, "heartbeat_app", "books", status=1)
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert r"evil\x1b[2J\x9b1A\r\u202e" in printed
 
 
 # One thing wrong at a time, and the words that name it.
