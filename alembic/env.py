@@ -10,6 +10,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, pool
 
 from heartbeat_app.config import load_settings
+from heartbeat_app.storage import comments
 from heartbeat_app.storage.engine import database_url
 from heartbeat_app.storage.retention import Kept
 from heartbeat_app.storage.roles import ensure_roles, forget_roles
@@ -49,6 +50,11 @@ def run_migrations_online() -> None:
             target_metadata=metadata,
             include_name=include_name,
             compare_server_default=True,
+            # Comments are no part of the migrations.
+            autogenerate_plugins=[
+                "alembic.autogenerate.*",
+                "~alembic.autogenerate.comments",
+            ],
         )
         with context.begin_transaction():
             context.run_migrations()
@@ -57,13 +63,14 @@ def run_migrations_online() -> None:
 
 
 def settings_follow(connection: Connection) -> None:
-    """After each `alembic upgrade` roles and retention are what the settings say."""
+    """After each `alembic upgrade` roles, retention, comments are as they should be."""
     running, *_ = getattr(context.config.cmd_opts, "cmd", (None,))
     heads = set(context.get_context().get_current_heads())
     if running is command.upgrade:
         if heads == set(ScriptDirectory.from_config(context.config).get_heads()):
             ensure_roles(connection, load_settings())
             Kept.of(load_settings()).write(connection)
+            comments.write(connection)
     elif running is command.downgrade and not heads:
         forget_roles(connection, load_settings())
 

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import signal
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -132,8 +133,33 @@ def standard_output() -> Iterator[BinaryIO]:
 
 
 def _refuse_existing(path: Path, replace: bool) -> None:
-    if path.exists() and not replace:
+    """Only what is a file itself may be replaced, and no link, device or pipe by one.
+
+    A link is not followed: it may lead to what others look at.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise CommandError(
+            f"{path} is {_kind(mode)}, and only a regular file is replaced. Name a "
+            "file, or `-` for the standard output."
+        )
+    if not replace:
         raise CommandError(f"{path} is there already; --force replaces it.")
+
+
+def _kind(mode: int) -> str:
+    for is_one, name in (
+        (stat.S_ISLNK, "a symbolic link"),
+        (stat.S_ISDIR, "a folder"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    ):
+        if is_one(mode):
+            return name
+    return "a device"
 
 
 @contextmanager

@@ -8,9 +8,25 @@ from types import TracebackType
 
 from heartbeat_app.exceptions import EmbeddedServerError
 
+CLOSED_UMASK = 0o077
+"""What we start makes files for its own user only, whatever the umask here is."""
+
+
+def open_closed(path: Path, flags: int) -> int:
+    """Open a file that only its owner may read and write, also if it was there."""
+    fd = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        os.fchmod(fd, 0o600)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
 
 def make_own_folder(folder: Path) -> None:
-    """Raises EmbeddedServerError when it is there already and somebody else's.
+    """A folder that only its owner may enter, also if it was there.
+
+    Raises EmbeddedServerError when it is there already and somebody else's.
 
     Run once as root and once not, the servers would leave files that the other one
     cannot read.
@@ -23,6 +39,7 @@ def make_own_folder(folder: Path) -> None:
             f"{_user_name(os.geteuid())}.\n"
             f"Run it as {_user_name(owner)}, or remove the folder to start anew."
         )
+    folder.chmod(0o700)
 
 
 def _user_name(uid: int) -> str:
@@ -49,7 +66,7 @@ class FolderLock:
         """Raises EmbeddedServerError, which names the holder, when it is held."""
         if self._fd is not None:
             return
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        fd = open_closed(self._path, os.O_RDWR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -86,7 +86,9 @@ def ensure(data_dir: Path) -> None:
             linked.rename(place)
     _own_folder(SYSTEM_DIR)
     _own_folder(place)
-    (place / "belongs-to").write_text(f"{data_dir}\n")
+    origin = place / "belongs-to"
+    origin.write_text(f"{data_dir}\n")
+    origin.chmod(0o600)
     _forget_temporary()
     if not link.is_symlink():
         link.symlink_to(place)
@@ -149,7 +151,7 @@ def _forget_temporary() -> None:
 
 def _own_folder(folder: Path) -> None:
     """Made by us, entered by the system user, whatever the umask says."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder.chmod(0o755)
 
 

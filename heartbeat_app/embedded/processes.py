@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heartbeat_app.embedded.folder import CLOSED_UMASK, open_closed
 from heartbeat_app.exceptions import EmbeddedServerError
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def run_to_end(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        umask=CLOSED_UMASK,
         **identity,
     ) as process:
         try:
@@ -122,7 +124,8 @@ def write_own_process(path: Path, pid: int) -> None:
         born = psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:  # it failed at once; waiting for it will tell why
         return
-    path.write_text(f"{pid}\n{born}\n{path.parent}\n")
+    with os.fdopen(open_closed(path, os.O_WRONLY | os.O_TRUNC), "w") as file:
+        file.write(f"{pid}\n{born}\n{path.parent}\n")
 
 
 def read_own_process(path: Path) -> int | None:

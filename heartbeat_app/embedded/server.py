@@ -14,7 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-from heartbeat_app.embedded.folder import FolderLock, make_own_folder
+from heartbeat_app.embedded.folder import (
+    CLOSED_UMASK,
+    FolderLock,
+    make_own_folder,
+    open_closed,
+)
 from heartbeat_app.embedded.ports import require_free_port
 from heartbeat_app.embedded.processes import (
     Progress,
@@ -267,7 +272,9 @@ class EmbeddedServer(ABC):
         identity: dict[str, Any] = (
             {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
         )
-        with self.log_path.open("ab") as log:
+        # It may name customers: a statement that failed, a record that was rejected.
+        log_fd = open_closed(self.log_path, os.O_WRONLY | os.O_APPEND)
+        with os.fdopen(log_fd, "ab") as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
@@ -281,6 +288,7 @@ class EmbeddedServer(ABC):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                umask=CLOSED_UMASK,
                 preexec_fn=die_with_parent(self._death_signal()),
                 **identity,
             )

@@ -40,7 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.storage import days, errors, marks, replay, rollup
+from heartbeat_app.storage import days, errors, marks, replay
 from heartbeat_app.storage.erasures import customers_named, digest_of
 from heartbeat_app.storage.tables import (
     dead_letters,
@@ -61,7 +61,7 @@ _LOST_AGAINST_ANOTHER = {"40001", "40P01", errors.LOCK_NOT_AVAILABLE}
 
 # Waits for whatever changes roll-ups, or what they are made of, and keeps it waiting:
 # else minutes that were counted before the beats went would be written after it.
-ROLLUPS_LOCK = select(func.pg_advisory_xact_lock(rollup.ADVISORY_LOCK))
+ROLLUPS_LOCK = text("LOCK TABLE rollups_lock IN SHARE ROW EXCLUSIVE MODE")
 
 _DROPPED = "42P01"  # SQLSTATE: there is no such table
 

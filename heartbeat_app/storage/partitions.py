@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, timedelta
+from datetime import UTC, date
 
 from sqlalchemy import Connection, Engine, func, select, text
 
 from heartbeat_app.storage import days
-from heartbeat_app.storage.marks import MINUTE, merged
+from heartbeat_app.storage.marks import MINUTE, day_span, merged
 from heartbeat_app.storage.retention import Kept
 from heartbeat_app.storage.rollup import read_marks
 from heartbeat_app.storage.tables import dropped_days, heartbeats_hour_all
@@ -83,7 +84,8 @@ def read_partitions(engine: Engine) -> Partitions:
         # A worker may make a day between two of these looks.
         connection.execution_options(isolation_level="REPEATABLE READ")
         kept = Kept.read(connection)
-        marked = _marked_minutes(connection)
+        existing = sorted(days.existing_days(connection))
+        marked = _marked_minutes(connection, existing)
         rolled_up = _rolled_up(connection)
         sizes = _sizes(connection, "heartbeats")
         found = [
@@ -94,7 +96,7 @@ def read_partitions(engine: Engine) -> Partitions:
                 marked.get(day, 0),
                 kept.drop_day_on(day),
             )
-            for day in sorted(days.existing_days(connection))
+            for day in existing
         ]
         months = []
         for table, drop_on in (
@@ -128,14 +130,15 @@ def _sizes(connection: Connection, parent: str) -> dict[str, tuple[int, int]]:
     }
 
 
-def _marked_minutes(connection: Connection) -> Counter[date]:
+def _marked_minutes(connection: Connection, existing: Sequence[date]) -> Counter[date]:
+    """How many minutes of these ascending days are marked."""
     found: Counter[date] = Counter()
     for since, until in merged((m.since, m.until) for m in read_marks(connection)):
-        at = since
-        while at < until:
-            midnight = at.replace(hour=0, minute=0) + timedelta(days=1)
-            found[at.date()] += (min(until, midnight) - at) // MINUTE
-            at = midnight
+        for day in existing[bisect_left(existing, since.date()) :]:
+            begin, end = day_span(day)
+            if begin >= until:
+                break
+            found[day] += (min(until, end) - max(since, begin)) // MINUTE
     return found
 
 

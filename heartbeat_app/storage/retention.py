@@ -31,8 +31,6 @@ from heartbeat_app.storage import days, errors, marks, rollup_check, tables
 
 log = logging.getLogger(__name__)
 
-# Any number; a round holds it, so that one worker at a time checks and drops.
-ADVISORY_LOCK = 0x6B656570
 DAYS_AHEAD = 3
 # To get a table for an instant; others may wait 50 ms for each.
 TRIES = 20
@@ -192,15 +190,13 @@ class Retention:
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
-        with self._engine.connect() as connection:
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            lock = select(func.pg_try_advisory_lock(ADVISORY_LOCK))
-            alone = bool(connection.scalar(lock))
-            try:
-                yield alone
-            finally:
-                if alone and not connection.invalidated:
-                    connection.execute(select(func.pg_advisory_unlock(ADVISORY_LOCK)))
+        """Whether nobody else's round is on, and none begins meanwhile."""
+        with self._engine.begin() as connection:
+            # It holds a lock and no snapshot, however long the round takes.
+            connection.execute(
+                text("SET LOCAL idle_in_transaction_session_timeout = 0")
+            )
+            yield bool(connection.scalar(select(func.take_lock("retention"))))
 
     def _finish_detaching(self) -> None:
         """Finish what a DETACH CONCURRENTLY left that was cut short."""

@@ -8,7 +8,7 @@ owner, who runs the migrations, may change or remove tables.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from psycopg2 import Error
@@ -17,7 +17,7 @@ from psycopg2.sql import SQL, Composable, Identifier, Literal
 from sqlalchemy import Connection
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage.tables import erased_customers, metadata
+from heartbeat_app.storage.tables import LOCKS, erased_customers, metadata
 
 # Alembic's, so that it is shown beside what the migrations say.
 log = logging.getLogger("alembic.roles")
@@ -26,45 +26,64 @@ READER = "heartbeat_reader"
 
 # A query of a dashboard takes below a second; one that somebody typed must not hold up
 # the server for ever. The planner thinks that those are dear, and compiling them would
-# take longer than they do.
-READER_SETTINGS = {"statement_timeout": "30s", "jit": "off"}
+# take longer than they do. A session may set these anew, and even the role's defaults,
+# which PostgreSQL cannot forbid: each upgrade sets them back.
+READER_SETTINGS = {
+    "statement_timeout": "30s",
+    "idle_in_transaction_session_timeout": "60s",
+    "default_transaction_read_only": "on",
+    "jit": "off",
+}
+# Only superusers set this one, and so the role cannot lift it.
+READER_TEMP_FILES = ("temp_file_limit", "256MB")
+# Grafana takes five.
+READER_CONNECTIONS = 10
 
-# What the worker's statements need. Where only some columns are named, the others stay
-# as they were written: which offsets a row is about, what was received and why it was
-# refused.
+# What the worker's statements need, column by column: the others stay as they were
+# written, or get their default. Ids are the sequences': the live page looks at none
+# that is lower than the highest one, and so at none after one that a worker chose.
 WORKER = (
-    "GRANT SELECT, INSERT ON heartbeats TO {role}",
+    "REVOKE ALL ON {all_tables} FROM {role}",
+    'GRANT SELECT, INSERT (customer_id, "timestamp", heart_rate) ON heartbeats '
+    "TO {role}",
     "GRANT USAGE ON SEQUENCE heartbeats_id_seq TO {role}",
     "GRANT EXECUTE ON FUNCTION make_day(DATE) TO {role}",
-    "GRANT SELECT, INSERT, UPDATE (next_offset, end_offset, consumed, stored, "
+    # A new row begins at an offset, with nothing counted: ledger_accounts_for_….
+    "GRANT SELECT, INSERT (topic, topic_id, partition, first_offset, next_offset, "
+    "end_offset, updated_at), UPDATE (next_offset, end_offset, consumed, stored, "
     "duplicate, dead, missing, gap, unreadable, updated_at) ON partition_ledger "
     "TO {role}",
-    "GRANT SELECT, INSERT, UPDATE (replayed_at, replay_outcome) ON dead_letters "
-    "TO {role}",
+    'GRANT SELECT, INSERT (topic, topic_id, partition, "offset", key, value, headers, '
+    "reason, detail, first_seen, record_size, record_sha256, customer_ids, "
+    "last_offset), UPDATE (replayed_at, replay_outcome) ON dead_letters TO {role}",
     "GRANT USAGE ON SEQUENCE dead_letters_id_seq TO {role}",
     # Roll-ups are what the beats give: only the functions write them, and only they
     # take marks away, or what is older than it is kept.
     "GRANT SELECT ON heartbeats_minute, heartbeats_hour, heartbeats_minute_all, "
     "heartbeats_hour_all, ingest_hour, dropped_days, dropped_dead_letters, retention "
     "TO {role}",
-    "GRANT SELECT, INSERT ON rollup_marks TO {role}",
+    "GRANT SELECT, INSERT (since, until) ON rollup_marks TO {role}",
     "GRANT USAGE ON SEQUENCE rollup_marks_id_seq TO {role}",
     "GRANT EXECUTE ON FUNCTION make_rollup_month(DATE), "
     "roll_up_minutes(TIMESTAMPTZ, TIMESTAMPTZ), roll_up_hour(TIMESTAMPTZ), "
     "roll_up_ingest(TIMESTAMPTZ, TIMESTAMPTZ), "
     "settle_marks(BIGINT[], TIMESTAMPTZ, TIMESTAMPTZ), detach_day(DATE, BIGINT), "
     "drop_day(DATE), drop_rollup_month(TEXT, DATE), finish_detaching(), "
-    "drop_dead_letters(TIMESTAMPTZ, INTEGER) TO {role}",
-    "GRANT SELECT, INSERT, UPDATE (batches, consumed, stored, duplicate, dead, "
+    "drop_dead_letters(TIMESTAMPTZ, INTEGER), take_lock(TEXT) TO {role}",
+    "GRANT SELECT, INSERT (topic_id, partition, minute, batches, consumed, stored, "
+    "duplicate, dead, delay_sum_seconds, delay_max_seconds, delay_histogram, "
+    "write_seconds), UPDATE (batches, consumed, stored, duplicate, dead, "
     "delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds) "
     "ON ingest_minute TO {role}",
-    "GRANT SELECT ON erased_customers TO {role}",
+    "GRANT SELECT ON erased_customers, alembic_version, partitions_lock, "
+    "rollups_lock, ingest_lock, retention_lock TO {role}",
     # Beats that may be there already go through a temporary table.
     "GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role}",
     "GRANT USAGE ON SCHEMA public TO {role}",
 )
 
 READ = (
+    "REVOKE ALL ON {all_tables} FROM {role}",
     "GRANT SELECT ON {tables} TO {role}",
     "GRANT CONNECT ON DATABASE {database} TO {role}",
     "GRANT USAGE ON SCHEMA public TO {role}",
@@ -81,6 +100,17 @@ NOBODY = (
     "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
 )
 
+# Everybody may keep large objects, as big as the disk, in no table that one could be
+# kept from. Nothing here needs them. PostgreSQL's own functions are a superuser's.
+NO_LARGE_OBJECTS = (
+    "REVOKE EXECUTE ON FUNCTION lo_creat(INTEGER), lo_create(OID), "
+    "lo_from_bytea(OID, BYTEA), lo_open(OID, INTEGER), lo_put(OID, BIGINT, BYTEA), "
+    "lowrite(INTEGER, BYTEA), lo_truncate(INTEGER, INTEGER), "
+    "lo_truncate64(INTEGER, BIGINT) FROM PUBLIC"
+)
+EVERYBODY_MAY_KEEP_OBJECTS = (
+    "SELECT has_function_privilege('public', 'pg_catalog.lo_create(oid)', 'EXECUTE')"
+)
 EVERYBODY_MAY_CREATE = "SELECT has_schema_privilege('public', 'public', 'CREATE')"
 IS_THERE = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)"
 IS_SUPERUSER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s AND rolsuper)"
@@ -107,6 +137,12 @@ def ensure_roles(connection: Connection, settings: Settings) -> None:
             "take that back: let them REVOKE CREATE ON SCHEMA public FROM PUBLIC, in "
             "this database."
         )
+    if not roles.take_large_objects():
+        log.info(
+            "Every role may write large objects here, and only a superuser can take "
+            "that back: let one run %s, in this database.",
+            NO_LARGE_OBJECTS,
+        )
     owner = settings.owner.postgresql_username
     if settings.postgresql_username == owner:
         log.info(
@@ -126,9 +162,21 @@ def ensure_roles(connection: Connection, settings: Settings) -> None:
         READER,
         settings.postgresql_reader_password,
         "POSTGRESQL_READER_PASSWORD",
-        READER_SETTINGS,
     ):
         roles.run(READ, role=READER)
+        if not roles.limit(READER, READER_CONNECTIONS, READER_SETTINGS):
+            log.warning(
+                "The role %s was made by another owner, who sets its limits.",
+                READER,
+            )
+        elif not roles.set_defaults(READER, [READER_TEMP_FILES]):
+            log.info(
+                "Only a superuser can limit the temporary files of %s: let one run "
+                "ALTER ROLE %s SET %s = '%s'.",
+                READER,
+                READER,
+                *READER_TEMP_FILES,
+            )
 
 
 def forget_roles(connection: Connection, settings: Settings) -> None:
@@ -152,8 +200,9 @@ class _Roles:
         self._tables = SQL(", ").join(
             Identifier(name)
             for name in metadata.tables
-            if name != erased_customers.name
+            if name not in (erased_customers.name, *LOCKS)
         )
+        self._all_tables = SQL(", ").join(map(Identifier, metadata.tables))
 
     def run(self, statements: Sequence[str], role: str = "") -> None:
         """Run statements with the names filled in."""
@@ -163,6 +212,7 @@ class _Roles:
                     role=Identifier(role),
                     database=self._database,
                     tables=self._tables,
+                    all_tables=self._all_tables,
                 )
             )
 
@@ -174,18 +224,46 @@ class _Roles:
         """Whether the schema is open, as it was before PostgreSQL 15."""
         return self._ask(EVERYBODY_MAY_CREATE)
 
-    def ensure(
-        self,
-        role: str,
-        password: str,
-        variable: str,
-        defaults: Mapping[str, str] | None = None,
-    ) -> bool:
+    def take_large_objects(self) -> bool:
+        """Have nobody write large objects; False where the owner cannot."""
+        return not self._ask(EVERYBODY_MAY_KEEP_OBJECTS) or self._try(
+            [SQL(NO_LARGE_OBJECTS)]
+        )
+
+    def limit(self, role: str, connections: int, defaults: Mapping[str, str]) -> bool:
+        """Limit a role; False where it is another owner's.
+
+        Arguments:
+            defaults: PostgreSQL's settings that its sessions begin with, whatever the
+                role itself has set.
+        """
+        reset = [
+            SQL("ALTER ROLE {} RESET ALL"),
+            SQL("ALTER ROLE {} IN DATABASE {} RESET ALL"),
+        ]
+        limit = SQL("ALTER ROLE {} CONNECTION LIMIT {}").format(
+            Identifier(role), Literal(connections)
+        )
+        return self._try(
+            [limit, *(each.format(Identifier(role), self._database) for each in reset)]
+        ) and self.set_defaults(role, defaults.items())
+
+    def set_defaults(self, role: str, defaults: Iterable[tuple[str, str]]) -> bool:
+        """Set what a role's sessions begin with; False where the owner may not."""
+        return self._try(
+            [
+                SQL("ALTER ROLE {} SET {} = {}").format(
+                    Identifier(role), Identifier(name), Literal(value)
+                )
+                for name, value in defaults
+            ]
+        )
+
+    def ensure(self, role: str, password: str, variable: str) -> bool:
         """Make a role or give it its password; whether it is there now.
 
         Arguments:
             variable: Where the password comes from.
-            defaults: PostgreSQL's settings that its sessions begin with.
         """
         there = self.knows(role)
         if not there and not self._ask(MAY_CREATE_ROLES):
@@ -206,18 +284,10 @@ class _Roles:
         # Only the verifier travels, so that no log of the server holds the password.
         verifier = encrypt_password(password, role, self._raw, "scram-sha-256")
         verb = SQL("ALTER" if there else "CREATE")
-        wanted = [
-            SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-                verb, Identifier(role), Literal(verifier)
-            ),
-            *(
-                SQL("ALTER ROLE {} SET {} = {}").format(
-                    Identifier(role), Identifier(name), Literal(value)
-                )
-                for name, value in (defaults or {}).items()
-            ),
-        ]
-        if not self._try(wanted):
+        wanted = SQL("{} ROLE {} LOGIN PASSWORD {}").format(
+            verb, Identifier(role), Literal(verifier)
+        )
+        if not self._try([wanted]):
             log.warning(
                 "The role %s was made by another owner: it gets what it needs in this "
                 "database, but keeps its password, whatever %s says.",

@@ -17,20 +17,24 @@ lock, which ends with its session, lets one at a time write.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.storage.marks import HOUR, MINUTE, merged
+from heartbeat_app.storage.days import existing_days
+from heartbeat_app.storage.marks import HOUR, MINUTE, day_span, merged
 from heartbeat_app.storage.tables import rollup_marks
 
-# All that change roll-ups, or what they are made of, take it: see migration 0002.
-ADVISORY_LOCK = 0x726F6C6C
-EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
+# There are no days of beats before or after.
+EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+# So many are looked at, the latest first. More are there only after a year's import, or
+# if somebody makes them: whatever is there, it must fit into the memory.
+MOST_MARKS = 50_000
 # A pass ends after about so long, so that the present is not behind years that are
 # being worked out.
 PASS_SECONDS = 10.0
@@ -87,8 +91,10 @@ class Job:
         """
         enough = time.monotonic() + PASS_SECONDS
         failed: DBAPIError | None = None
-        with self._engine.connect() as connection:
-            hours = {hour for each in read_marks(connection) for hour in _hours(each)}
+        with self._engine.begin() as connection:
+            hours, needless = _look(connection)
+            if needless and _lock(connection):
+                _take_away(connection, needless)
         done = True
         for number, hour in enumerate(self._in_turn(hours)):
             if stopped() or (number >= 2 and time.monotonic() > enough):
@@ -159,9 +165,16 @@ def read_marks(
     since: datetime = EARLIEST,
     until: datetime = LATEST,
 ) -> list[Mark]:
-    """The marks that there are between these instants."""
+    """The marks that there are between these instants; at most MOST_MARKS."""
     c = rollup_marks.c
-    query = select(c.id, c.since, c.until).where(c.since < until, c.until > since)
+    # Whatever stands there, Python can hold it.
+    first, last = func.greatest(c.since, EARLIEST), func.least(c.until, LATEST)
+    query = (
+        select(c.id, first.label("since"), last.label("until"))
+        .where(c.since < until, c.until > since, first < last)
+        .order_by(c.until.desc())
+        .limit(MOST_MARKS)
+    )
     return [
         Mark(row.id, row.since.astimezone(UTC), row.until.astimezone(UTC))
         for row in connection.execute(query)
@@ -169,7 +182,7 @@ def read_marks(
 
 
 def read_backlog(connection: Connection) -> Backlog:
-    """What is still to be worked out."""
+    """What is still to be worked out; of MOST_MARKS at most."""
     spans = merged((each.since, each.until) for each in read_marks(connection))
     oldest = connection.scalar(select(func.min(rollup_marks.c.marked_at)))
     return Backlog(
@@ -178,17 +191,48 @@ def read_backlog(connection: Connection) -> Backlog:
     )
 
 
-def _hours(mark: Mark) -> Iterator[datetime]:
-    """The hours that a mark touches."""
-    hour = mark.since.replace(minute=0)
-    while hour < mark.until:
+def _look(connection: Connection) -> tuple[set[datetime], list[Mark]]:
+    """The hours that are marked, and the marks of times that no day of beats has.
+
+    There are only so many days. The marks are read first: a day is made before anything
+    in it is marked, and one that comes back is marked as a whole.
+    """
+    marks = read_marks(connection)
+    # Ascending and apart from each other.
+    there = list(merged(map(day_span, existing_days(connection))))
+    ends = [until for _, until in there]
+    hours: set[datetime] = set()
+    needless = []
+    for each in marks:
+        at = bisect_right(ends, each.since)
+        touches = at < len(there) and there[at][0] < each.until
+        if not touches:
+            needless.append(each)
+        while at < len(there) and there[at][0] < each.until:
+            since, until = there[at]
+            hours.update(_hours(max(since, each.since), min(until, each.until)))
+            at += 1
+    return hours, needless
+
+
+def _hours(since: datetime, until: datetime) -> Iterator[datetime]:
+    """The hours that the span touches."""
+    hour = since.replace(minute=0, second=0, microsecond=0)
+    while hour < until:
         yield hour
         hour += HOUR
 
 
 def _lock(connection: Connection) -> bool:
-    locked = connection.scalar(select(func.pg_try_advisory_xact_lock(ADVISORY_LOCK)))
-    return bool(locked)
+    return bool(connection.scalar(select(func.take_lock("rollups"))))
+
+
+def _take_away(connection: Connection, marks: Sequence[Mark]) -> None:
+    """Take these marks away, whatever they reach."""
+    ids = [each.id for each in marks]
+    connection.execute(
+        text("SELECT settle_marks(:ids, '-infinity', 'infinity')"), {"ids": ids}
+    )
 
 
 def _settle(connection: Connection, hour: datetime, marks: Sequence[Mark]) -> None:

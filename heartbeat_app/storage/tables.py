@@ -255,3 +255,10 @@ dropped_dead_letters = Table(
     _count("unreadable"),
     PrimaryKeyConstraint("topic_id", "partition", name="dropped_dead_letters_pkey"),
 )
+
+# Locks: without a column, since only LOCK TABLE is for them. Whoever makes partitions,
+# works on the roll-ups, adds up hours of what came in, or drops what is old, has one
+# until its transaction ends. Advisory locks would be anybody's who can log in.
+LOCKS = ("partitions_lock", "rollups_lock", "ingest_lock", "retention_lock")
+for _lock in LOCKS:
+    Table(_lock, metadata)

@@ -10,7 +10,6 @@ from typing import Any
 
 import psycopg2
 
-from heartbeat_app.storage.rollup import ADVISORY_LOCK
 from prove.disk import SmallDisk
 from prove.proxy import Proxy
 from prove.scenario import scenario
@@ -295,7 +294,8 @@ def freeze_in_a_pass(world: World) -> Worker:
     )
     pass_is_open = (
         "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)"
-        " WHERE locktype = 'advisory' AND objid = :lock"
+        " WHERE relation = 'rollups_lock'::REGCLASS"
+        " AND mode = 'ShareRowExclusiveLock' AND granted"
         " AND state = 'idle in transaction' AND client_port = :port"
     )
     for _ in range(10):
@@ -308,7 +308,7 @@ def freeze_in_a_pass(world: World) -> Worker:
             victim.pause()
         # What PostgreSQL works on ends by itself; the transaction stays open.
         for _ in range(20):
-            if world.scalar(pass_is_open, port=port, lock=ADVISORY_LOCK):
+            if world.scalar(pass_is_open, port=port):
                 return victim
             world.pause(0.1, 0.1)
         victim.resume()

@@ -169,7 +169,10 @@ def test_a_new_day_holds_up_neither_readers_nor_writers(
         with impatient.begin() as other:
             other.execute(text("SELECT count(*) FROM heartbeats")).all()
             other.execute(
-                text("INSERT INTO heartbeats VALUES (DEFAULT, 'c', :at, 70)"),
+                text(
+                    "INSERT INTO heartbeats (customer_id, timestamp, heart_rate)"
+                    " VALUES ('c', :at, 70)"
+                ),
                 {"at": START},
             )
 

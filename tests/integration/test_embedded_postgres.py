@@ -378,3 +378,24 @@ def test_root_starts_anew_where_the_project_was_removed(
     anew.remove_data()
     assert not home.exists()
     assert not anew.data_dir.exists()
+
+
+def test_its_files_are_closed_to_others_whatever_the_umask(
+    make_server: Callable[..., PostgresServer],
+) -> None:
+    """But for what the account that it runs as has to read, which tells nothing."""
+    server = make_server()
+    before = os.umask(0)
+    try:
+        server.start()
+    finally:
+        os.umask(before)
+    home = server.home.resolve()
+    open_to_others = {
+        path.name
+        for top in (server.data_dir, home)
+        for path in (top, *top.iterdir())
+        if not path.is_symlink() and path.stat().st_mode & 0o077
+    }
+    assert open_to_others <= {home.name, "server.conf"}
+    assert home.stat().st_mode & 0o022 == 0

@@ -253,6 +253,7 @@ def test_the_reader_may_read_and_nothing_else(
         "SELECT make_day('2030-01-01')",
     ):
         with engine.connect() as connection, pytest.raises(ProgrammingError) as caught:
+            connection.execute(text("SET TRANSACTION READ WRITE"))
             connection.execute(text(statement))
         assert errors.sqlstate(caught.value) == "42501"
     engine.dispose()

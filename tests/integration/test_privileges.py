@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
+from heartbeat_app.embedded.postgres_home import installed_programs
 from heartbeat_app.storage import dead_letters, errors
 from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.days import ensure_days, existing_days
+from heartbeat_app.storage.days import MAX_DAYS, ensure_days, existing_days
 from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.ingest import Hours
 from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.reads import read_recent
 from heartbeat_app.storage.replay import replay
 from heartbeat_app.storage.retention import Kept as Retained
 from heartbeat_app.storage.retention import Retention
 from heartbeat_app.storage.rollup import Job, read_backlog
+from heartbeat_app.storage.tables import LOCKS
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.validation import Rules
 from tests.servers import Servers, alembic
@@ -44,12 +49,12 @@ WRITTEN = (
 READ = (
     "heartbeats_minute", "heartbeats_hour", "heartbeats_minute_all",
     "heartbeats_hour_all", "ingest_hour", "dropped_days", "dropped_dead_letters",
-    "retention", "erased_customers",
+    "retention", *LOCKS, "erased_customers", "alembic_version",
 )  # fmt: skip
 FUNCTIONS = (
     "detach_day", "drop_day", "drop_dead_letters", "drop_rollup_month",
     "finish_detaching", "make_day", "make_rollup_month", "roll_up_hour",
-    "roll_up_ingest", "roll_up_minutes", "settle_marks",
+    "roll_up_ingest", "roll_up_minutes", "settle_marks", "take_lock",
 )  # fmt: skip
 TODAY = START.date()
 
@@ -119,23 +124,41 @@ def test_it_has_these_rights_and_cannot_hand_them_on(kept: Kept) -> None:
         "SELECT table_name, privilege_type, is_grantable"
         " FROM information_schema.role_table_grants WHERE grantee = 'worker'"
     )
-    assert set(found) == {
-        *((table, "SELECT", "NO") for table in (*WRITTEN, *READ)),
-        *((table, "INSERT", "NO") for table in WRITTEN),
-    }
+    assert set(found) == {(table, "SELECT", "NO") for table in (*WRITTEN, *READ)}
 
 
-def test_it_may_change_these_columns_only(kept: Kept) -> None:
+def columns_with(kept: Kept, *, privilege: str) -> dict[str, str]:
+    """The columns of each table that the worker has a privilege on."""
     found = kept.all(
         "SELECT table_name, string_agg(column_name, ' ' ORDER BY ordinal_position)"
         " FROM information_schema.column_privileges"
         " JOIN information_schema.columns"
         " USING (table_schema, table_name, column_name)"
-        " WHERE grantee = 'worker' AND privilege_type NOT IN ('SELECT', 'INSERT')"
-        " GROUP BY table_name"
+        " WHERE grantee = 'worker' AND privilege_type = :privilege"
+        " GROUP BY table_name",
+        privilege=privilege,
     )
+    return {row[0]: row[1] for row in found}
+
+
+def test_it_may_insert_these_columns_only(kept: Kept) -> None:
+    """No ids of its own, no counts in the ledger that nobody counted."""
     counted = "consumed stored duplicate dead"
-    assert dict(found) == {
+    assert columns_with(kept, privilege="INSERT") == {
+        "heartbeats": "customer_id timestamp heart_rate",
+        "dead_letters": "topic topic_id partition offset key value headers reason"
+        " detail first_seen record_size record_sha256 customer_ids last_offset",
+        "partition_ledger": "topic topic_id partition first_offset next_offset"
+        " end_offset updated_at",
+        "ingest_minute": f"topic_id partition minute batches {counted}"
+        " delay_sum_seconds delay_max_seconds delay_histogram write_seconds",
+        "rollup_marks": "since until",
+    }
+
+
+def test_it_may_change_these_columns_only(kept: Kept) -> None:
+    counted = "consumed stored duplicate dead"
+    assert columns_with(kept, privilege="UPDATE") == {
         "dead_letters": "replayed_at replay_outcome",
         "partition_ledger": f"next_offset end_offset {counted} missing gap"
         " updated_at unreadable",
@@ -180,7 +203,16 @@ def test_it_may_neither_delete_nor_change_a_table(
         "INSERT INTO erased_customers (key, digest, begun_at) VALUES ('', '', now())",
         "UPDATE erased_customers SET digest = ''",
         "SELECT setval('heartbeats_id_seq', 1)",
-        "SELECT * FROM alembic_version",
+        'INSERT INTO heartbeats (id, customer_id, "timestamp", heart_rate)'
+        " VALUES (9223372036854775807, 'c', now(), 70)",
+        "INSERT INTO partition_ledger (topic, topic_id, partition, first_offset,"
+        " next_offset, end_offset, gap, updated_at)"
+        " VALUES ('t', 'other', 0, 0, 100, 100, 100, now())",
+        "INSERT INTO rollup_marks (since, until, marked_at) VALUES"
+        " ('2026-01-01', '2026-01-02', '2000-01-01')",
+        "DELETE FROM alembic_version",
+        "LOCK TABLE rollups_lock IN SHARE MODE",
+        "SELECT lo_from_bytea(0, 'mine')",
         "CREATE TABLE mine ()",
         "CREATE SCHEMA mine",
         "CREATE FUNCTION mine() RETURNS INTEGER LANGUAGE sql AS 'SELECT 1'",
@@ -314,6 +346,283 @@ def test_days_wait_for_each_other(worker: Engine, kept: Kept) -> None:
             assert not second.done()
             connection.commit()
             second.result(10)
+
+
+# What the database bounds by itself
+
+
+def fails_with(kept: Kept, statement: str) -> str | None:
+    """The SQLSTATE that a statement of the owner's ends with."""
+    with kept._engine.connect() as connection:
+        return refused(connection, statement)
+
+
+def test_the_ledger_goes_forward_only(
+    worker: Engine, writer: Writer, kept: Kept
+) -> None:
+    writer.write(batch_of([*beats(3), None]))
+    before = kept.book()
+    with worker.connect() as connection:
+        for changes in (
+            "next_offset = next_offset - 1, consumed = consumed - 1, dead = dead - 1",
+            "consumed = consumed - 1, stored = stored - 1, gap = gap + 1",
+            "dead = dead - 1, stored = stored + 1",
+        ):
+            statement = f"UPDATE partition_ledger SET {changes} WHERE stored > 0"
+            assert refused(connection, statement) == NOT_ALLOWED, statement
+        # Without what it stands for it is not accounted for.
+        assert (
+            refused(connection, "UPDATE partition_ledger SET next_offset = 100")
+            == "23514"
+        )
+    assert kept.book() == before
+    kept.do(
+        "UPDATE partition_ledger SET next_offset = first_offset, consumed = 0,"
+        " stored = 0, dead = 0"
+    )
+    assert kept.book().next_offset == 0  # the owner may
+
+
+def test_what_it_may_still_do_to_the_books_is_what_the_docs_say(
+    worker: Engine, writer: Writer, kept: Kept
+) -> None:
+    """A gap that is none: `audit --deep` and the alert on gaps tell it."""
+    writer.write(batch_of(beats(3)))
+    with worker.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE partition_ledger"
+                " SET next_offset = next_offset + 100, gap = gap + 100"
+                " WHERE partition = 0"
+            )
+        )
+    assert kept.book().gap == 100
+
+
+@pytest.mark.parametrize(
+    "instant",
+    ["'infinity'", "'-infinity'", "'0044-03-15 12:00:00+00 BC'", "'1999-12-31 UTC'"],
+)
+def test_no_instant_is_beyond_what_can_be_read(
+    worker: Engine, writer: Writer, kept: Kept, instant: str
+) -> None:
+    writer.write(batch_of([beat(), None]))
+    with worker.connect() as connection:
+        for statement, state in (
+            (f"INSERT INTO heartbeats (customer_id, timestamp, heart_rate)"
+             f" VALUES ('c', {instant}, 70)", "23514"),
+            (f"INSERT INTO rollup_marks (since, until)"
+             f" VALUES ({instant}, '2026-01-01 UTC')", "23514"),
+            (f"INSERT INTO rollup_marks (since, until)"
+             f" VALUES ('2026-01-01 UTC', {instant})", "23514"),
+            (f"INSERT INTO ingest_minute (topic_id, partition, minute,"
+             f" delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds)"
+             f" VALUES ('t', 0, {instant}, 0, 0, '{{}}', 0)", "23514"),
+            (f"INSERT INTO dead_letters (topic, topic_id, partition, \"offset\","
+             f" headers, reason, detail, first_seen)"
+             f" VALUES ('t', 't', 0, 9, '[]', 'r', 'd', {instant})", "23514"),
+            (f"UPDATE dead_letters SET replayed_at = {instant}", "23514"),
+            (f"UPDATE partition_ledger SET updated_at = {instant}", "23514"),
+            (f"SELECT make_day({instant}::DATE)"
+             if "12:00" not in instant else "SELECT make_day('0044-03-15 BC')",
+             "22023"),
+        ):  # fmt: skip
+            assert refused(connection, statement) == state, statement
+
+
+def test_the_roll_ups_survive_whatever_is_marked(
+    worker: Engine, writer: Writer, kept: Kept
+) -> None:
+    """Eight thousand years of marks, in one row and in many; also from before."""
+    writer.write(batch_of(beats(3)))
+    kept.do("ALTER TABLE rollup_marks DROP CONSTRAINT rollup_marks_bounds")
+    kept.do(
+        "INSERT INTO rollup_marks (since, until) VALUES ('-infinity', 'infinity'),"
+        " ('0044-03-15 BC', '0043-03-15 BC'), ('infinity', '-infinity')"
+    )
+    with worker.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO rollup_marks (since, until)"
+                " VALUES ('2000-01-01 UTC', '9999-01-01 UTC')"
+            )
+        )
+        assert read_backlog(connection).minutes > 4e9
+        assert [day.marked_minutes for day in read_partitions(worker).days] == [1440]
+    for _ in range(3):
+        Job(worker).run_pass()
+    assert kept.all('SELECT "count" FROM heartbeats_hour') == [(3,)]
+    assert [day.marked_minutes for day in read_partitions(worker).days] == [0]
+    with worker.connect() as connection:
+        assert read_backlog(connection).minutes == 0
+
+
+def test_days_are_made_up_to_a_limit(worker: Engine, kept: Kept) -> None:
+    """Those around today always: the database's own clock says which they are."""
+    with worker.connect() as connection:
+        assert refused(connection, "SELECT make_day(current_date + 369)") == "54000"
+        assert (
+            refused(connection, "SELECT make_rollup_month(current_date + 63)")
+            == "54000"
+        )
+    # Few enough to be made here.
+    [(made,)] = kept.all("SELECT pg_get_functiondef('make_day(date)'::REGPROCEDURE)")
+    assert made.count("2500 <= ") == 1
+    assert MAX_DAYS == 2500
+    kept.do(made.replace("2500 <= ", "3 <= ").replace("%", "%%"))
+    with worker.begin() as connection:
+        for day in range(1, 4):
+            connection.execute(text(f"SELECT make_day('2020-01-0{day}')"))
+        assert refused(connection, "SELECT make_day('2020-01-04')") == "54000"
+        for near in range(-2, 3):
+            assert connection.scalar(text(f"SELECT make_day(current_date + {near})"))
+        assert not connection.scalar(text("SELECT make_day('2020-01-03')"))
+
+
+# Grafana's role
+
+
+@pytest.fixture
+def reader(servers: Servers, environ: dict[str, str]) -> Iterator[Engine]:
+    """Connects as Grafana does, and as who found out its password."""
+    alembic({**environ, "POSTGRESQL_READER_PASSWORD": "reading"}, "upgrade", "head")
+    url = make_url(
+        f"postgresql+psycopg2://heartbeat_reader:reading@127.0.0.1:"
+        f"{servers.postgres.port}/{environ['POSTGRESQL_DATABASE']}"
+    )
+    engine = create_engine(url, pool_size=12, max_overflow=0)
+    yield engine
+    engine.dispose()
+    servers.administer("ALTER ROLE heartbeat_reader RESET ALL")
+
+
+def test_no_lock_that_a_reader_may_take_stops_a_writer(
+    reader: Engine, worker: Engine, writer: Writer, kept: Kept
+) -> None:
+    every_lock = (
+        "SELECT pg_advisory_lock(key) FROM unnest(ARRAY[1751474546, 1919904876,"
+        " 1768842085, 1801807216]::BIGINT[]) AS keys(key)"
+    )
+    with reader.connect() as connection:
+        connection.execute(text("SET default_transaction_read_only = off"))
+        connection.commit()
+        connection.execute(text(every_lock))
+        for table in (*WRITTEN, *READ):
+            if table not in READ[-6:]:
+                connection.execute(text(f"LOCK TABLE {table} IN ACCESS SHARE MODE"))
+            for mode in ("ROW SHARE", "SHARE", "ACCESS EXCLUSIVE"):
+                statement = f"LOCK TABLE {table} IN {mode} MODE NOWAIT"
+                assert refused(connection, statement) == NOT_ALLOWED, statement
+        assert writer.write(batch_of(beats(3))).stored == 3
+        assert Job(worker).run_pass()
+        assert len(kept.all("SELECT FROM heartbeats_hour")) == 1
+        assert Hours(worker).run_pass()
+        Retention(worker, Retained(None, None, None, None)).run_round()
+        with worker.connect() as connection:
+            assert datetime.now(UTC).date() in existing_days(connection)
+    # Nor is there any left that a writer waits for.
+    assert kept.all("SELECT proname FROM pg_proc WHERE prosrc LIKE '%advisory%'"
+                    " AND pronamespace = 'public'::REGNAMESPACE") == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *(f"DELETE FROM {table}" for table in WRITTEN),
+        "INSERT INTO rollup_marks (since, until) VALUES (now(), now())",
+        "SELECT * FROM erased_customers",
+        "SELECT make_day(current_date)",
+        "SELECT take_lock('rollups')",
+        "CREATE TEMPORARY TABLE mine ()",
+        "CREATE TABLE mine ()",
+        "SELECT lo_create(0)",
+        "SELECT lo_from_bytea(0, 'mine')",
+        "SELECT lo_import('/etc/passwd')",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SET temp_file_limit = -1",
+        "ALTER ROLE heartbeat_reader SET temp_file_limit = -1",
+        "ALTER ROLE heartbeat_reader RESET temp_file_limit",
+        "ALTER ROLE heartbeat_reader CONNECTION LIMIT -1",
+        "ALTER ROLE heartbeat_reader SUPERUSER",
+    ],
+)
+def test_a_reader_may_not(reader: Engine, statement: str) -> None:
+    with reader.connect() as connection:
+        connection.execute(text("SET default_transaction_read_only = off"))
+        connection.commit()
+        assert refused(connection, statement) == NOT_ALLOWED, statement
+
+
+def test_a_reader_has_few_connections_and_small_files(reader: Engine) -> None:
+    with ExitStack() as stack:
+        some = [stack.enter_context(reader.connect()) for _ in range(10)]
+        with pytest.raises(DBAPIError, match="too many connections for role"):
+            stack.enter_context(reader.connect())
+        # RESET ALL leaves what only a superuser may set.
+        some[0].execute(text("SET TRANSACTION READ WRITE"))
+        some[0].execute(text("ALTER ROLE heartbeat_reader RESET ALL"))
+        some[0].commit()
+    reader.dispose()
+    with reader.connect() as connection:
+        assert connection.scalar(text("SHOW temp_file_limit")) == "256MB"
+
+
+def test_what_a_reader_sets_for_itself_lasts_until_the_next_upgrade(
+    reader: Engine, environ: dict[str, str]
+) -> None:
+    shown = ("statement_timeout", "default_transaction_read_only",
+             "idle_in_transaction_session_timeout")  # fmt: skip
+    database = environ["POSTGRESQL_DATABASE"]
+    with reader.connect() as connection:
+        before = [connection.scalar(text(f"SHOW {name}")) for name in shown]
+        connection.commit()
+        connection.execute(text("SET default_transaction_read_only = off"))
+        connection.commit()
+        for where in ("", f'IN DATABASE "{database}"'):
+            for name, value in zip(shown, ("0", "off", "0"), strict=True):
+                connection.execute(
+                    text(f"ALTER ROLE heartbeat_reader {where} SET {name} = {value}")
+                )
+        connection.commit()
+    assert before == ["30s", "on", "1min"]
+    reader.dispose()
+    with reader.connect() as connection:
+        assert connection.scalar(text("SHOW statement_timeout")) == "0"
+    reader.dispose()
+    alembic({**environ, "POSTGRESQL_READER_PASSWORD": "reading"}, "upgrade", "head")
+    with reader.connect() as connection:
+        assert [connection.scalar(text(f"SHOW {name}")) for name in shown] == before
+
+
+# What the database says of itself
+
+
+def test_each_table_and_column_says_what_it_is(kept: Kept) -> None:
+    assert kept.all(
+        "SELECT relname, attname FROM pg_class"
+        " LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0"
+        " AND NOT attisdropped"
+        " WHERE relnamespace = 'public'::REGNAMESPACE AND relkind IN ('r', 'p')"
+        " AND NOT relispartition AND relname <> 'alembic_version'"
+        " AND (obj_description(pg_class.oid) IS NULL"
+        "      OR col_description(pg_class.oid, attnum) IS NULL AND attnum > 0)"
+    ) == []  # fmt: skip
+    [(about,)] = kept.all(
+        "SELECT obj_description('idx_customer_id'::REGCLASS, 'pg_class')"
+    )
+    assert "Unique, on two columns" in about
+
+
+def test_a_dump_as_the_worker(servers: Servers, environ: dict[str, str]) -> None:
+    """Of what is no partition: those are reached through their tables only."""
+    dumped = subprocess.run(
+        [installed_programs() / "pg_dump", "-h", "127.0.0.1",
+         "-p", str(servers.postgres.port), "-U", "worker",
+         environ["POSTGRESQL_DATABASE"]],
+        env={"PGPASSWORD": environ["POSTGRESQL_PASSWORD"]},
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (dumped.returncode, dumped.stderr) == (0, "")
 
 
 # What everybody may do

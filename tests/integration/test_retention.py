@@ -407,7 +407,7 @@ def test_two_workers_do_not_check_the_same_day(
     writer.write(batch_of([on(ago(12)), on(TODAY)]))
     Job(engine).run_pass()
     with engine.connect() as other:
-        other.execute(text(f"SELECT pg_advisory_lock({module.ADVISORY_LOCK})"))
+        assert other.scalar(text("SELECT take_lock('retention')"))
         make_retention(beats_for(10)).run_round()
         assert dropped(kept) == []
     engine.dispose()

@@ -21,7 +21,7 @@ from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.days import ensure_days
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.rollup import ADVISORY_LOCK, Job, read_backlog, read_marks
+from heartbeat_app.storage.rollup import Job, read_backlog, read_marks
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.validation import Rules
 from tests.booked import NOW, Shelf, record
@@ -288,7 +288,7 @@ def test_a_batch_that_commits_after_the_pass_is_taken_in_by_the_next(
 def test_one_at_a_time_works(writer: Writer, job: Job, engine: Engine) -> None:
     writer.write(batch_of(beats(5)))
     with engine.begin() as other:
-        other.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+        assert other.scalar(text("SELECT take_lock('rollups')"))
         assert job.run_pass()
         assert marked(engine) == 1
         assert rows(engine, "heartbeats_minute") == []
@@ -299,7 +299,7 @@ def test_one_at_a_time_works(writer: Writer, job: Job, engine: Engine) -> None:
 @pytest.mark.parametrize("call", ["roll_up_minutes(:t, :t)", "roll_up_hour(:t)"])
 def test_nobody_writes_roll_ups_beside_another(engine: Engine, call: str) -> None:
     with engine.begin() as other, engine.connect() as connection:
-        other.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+        assert other.scalar(text("SELECT take_lock('rollups')"))
         with pytest.raises(DBAPIError) as caught:
             connection.execute(text(f"SELECT {call}"), {"t": START})
         assert errors.is_lock_timeout(caught.value)

@@ -173,3 +173,26 @@ def test_parquet_without_pyarrow_says_what_is_missing(
     with pytest.raises(CommandError, match=r"pip install 'heartbeat_app\[parquet\]'"):
         export(pages(), whole_file(tmp_path / "beats"), PARQUET)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["a device", "a named pipe", "a folder", "a symb"])
+def test_only_a_regular_file_is_replaced(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "there"
+    if kind == "a device":
+        if os.geteuid() != 0:
+            pytest.skip("only root makes devices")
+        os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    elif kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    before = path.lstat()
+    with pytest.raises(CommandError, match=f"is {kind}.*only a regular file"):
+        export(pages(), whole_file(path, replace=True), CSV)
+    assert (path.lstat().st_ino, path.lstat().st_mode) == (
+        before.st_ino,
+        before.st_mode,
+    )
+    assert names(tmp_path) == ["there"]
