@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
@@ -21,6 +21,7 @@ from tenacity import (
 from heartbeat_app.exceptions import LaneError
 from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.fetch import LaneThread, Start
+from heartbeat_app.lane.given import Given
 from heartbeat_app.lane.lane import Lane
 
 # So long a rebalance or a stop waits for ordinary agents; what one has in hand for
@@ -65,9 +66,7 @@ class LaneConsumer(driver.Consumer):
         # again, so that what was fetched before one is not handed out after it.
         self.flow = 0
         self._fetched_in = 0
-        # By partition, what the agents of ordinary topics were given and Kafka was not
-        # told to be done: ascending ranges of offsets, each [first, one after last].
-        self._open: defaultdict[TP, deque[list[int]]] = defaultdict(deque)
+        self._given: defaultdict[TP, Given] = defaultdict(Given)  # ordinary ones only
         self._others_ended = False
 
     @property
@@ -132,13 +131,7 @@ class LaneConsumer(driver.Consumer):
             return None if highest is None else highest + 1
         if self._others_ended:
             return None
-        acked, offset = self._acked_index[tp], None
-        for first, end in self._open[tp]:
-            for each in range(first, end):
-                if each not in acked:
-                    return offset
-                offset = each + 1
-        return offset
+        return self._given[tp].done(self._acked_index[tp])
 
     async def _commit_offsets(
         self, offsets: Mapping[TP, int], start_new_transaction: bool = True
@@ -146,40 +139,26 @@ class LaneConsumer(driver.Consumer):
         """Commit; what was not committed is committed next time."""
         before = {tp: self._committed_offset[tp] for tp in offsets}
         did = await super()._commit_offsets(offsets, start_new_transaction)
-        if did:
-            for tp, offset in offsets.items():
-                self._close(tp, offset)
-        else:
+        if not did:
             self._committed_offset.update(before)
-        return did
-
-    def _close(self, tp: TP, offset: int) -> None:
-        """Forget what lies below an offset that is committed."""
-        if tp.topic in self.lane.topics:
-            return
-        given, acked = self._open[tp], self._acked_index[tp]
-        self._acked[tp].clear()  # Faust's list of the same offsets
-        while given and given[0][0] < offset:
-            first, end = given[0]
-            acked.difference_update(range(first, min(end, offset)))
-            given[0][0] = min(end, offset)
-            if given[0][0] == end:
-                given.popleft()
+            return False
+        for tp, offset in offsets.items():
+            if tp.topic not in self.lane.topics:
+                self._given[tp].committed(offset)
+                index = self._acked_index[tp]
+                index.difference_update([each for each in index if each < offset])
+                self._acked[tp].clear()  # the same offsets once more
+        return True
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
         """Hand out what was fetched, until the flow stops."""
+        acks = self.app.topics.acks_enabled_for
         async for tp, message in super().getmany(timeout):
             if self.flow != self._fetched_in:
                 return
             topic = tp.topic
-            if topic not in self.lane.topics and self.app.topics.acks_enabled_for(
-                topic
-            ):
-                given, offset = self._open[tp], message.offset
-                if given and given[-1][1] == offset:
-                    given[-1][1] += 1
-                else:
-                    given.append([offset, offset + 1])
+            if topic not in self.lane.topics and acks(topic):
+                self._given[tp].add(message.offset)
             yield tp, message
 
     async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
@@ -216,9 +195,9 @@ class LaneConsumer(driver.Consumer):
         deadline = time.monotonic() + FINISH_SECONDS
         while time.monotonic() < deadline and self._in_hand():
             await self._wait_for_ack(timeout=1.0)
-        if self._open:
+        if self._given:
             await self.maybe_wait_for_commit_to_finish()
-            await self.commit(set(self._open))
+            await self.commit(set(self._given))
 
     def _in_hand(self) -> bool:
         """Whether an agent of an ordinary topic works on a message."""
@@ -248,7 +227,7 @@ class LaneConsumer(driver.Consumer):
         if not self.should_stop and not self.app.should_stop:
             await self.finish_others()
         for tp in revoked:
-            self._open.pop(tp, None)
+            self._given.pop(tp, None)
         await super().on_partitions_revoked(revoked)
 
     async def perform_seek(self) -> None:
@@ -258,11 +237,10 @@ class LaneConsumer(driver.Consumer):
         """
         self.stop_flow()
         await super().perform_seek()
-        for tp in [tp for tp in self._open if tp.topic not in self.lane.topics]:
-            del self._open[tp]
+        self._given.clear()  # it is handed out again
 
     async def _seek(self, partition: TP, offset: int) -> None:
-        self._open.pop(partition, None)
+        self._given.pop(partition, None)
         await super()._seek(partition, offset)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
