@@ -210,7 +210,7 @@ def kills(play: Round) -> None:
 
 
 def quick_succession(play: Round) -> None:
-    """While a backlog grows, a worker joins and stops before the last rebalance ends."""
+    """While a backlog grows, a worker joins and stops, again and again."""
     first, second = play.worker("a"), play.worker("b")
     choice = random.Random(play.name.rpartition("-")[2])  # the same in both kinds
     play.start(first)
