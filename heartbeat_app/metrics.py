@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import accumulate
@@ -24,11 +24,13 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from heartbeat_app.exceptions import ApartError
+from heartbeat_app.exceptions import ApartError, LedgerWentBackError
+from heartbeat_app.policy import Fault, What
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
 from heartbeat_app.storage.writer import Written
+from heartbeat_app.validation import Reason
 from heartbeat_app.watchdog import Health
 
 # Powers of ten and their halves, from a quiet second to the most that a chunk holds.
@@ -39,6 +41,15 @@ TRANSACTION_BOUNDS_SECONDS = (
 )  # fmt: skip
 
 PARTITION = ("topic", "partition")
+
+# Prometheus sees no increase in a series whose first sample is not 0, so each cause is
+# there from the start, and there are no others: classes of SQLSTATEs, and types.
+OTHER = "other"
+CAUSES = (
+    "08", "25", "40", "42", "53", "54", "55", "57", "58", "XX",
+    "OperationalError", "InterfaceError", "TimeoutError", LedgerWentBackError.__name__,
+    OTHER,
+)  # fmt: skip
 
 # Each counter would have a twin with the instant that it began at; the process's
 # start time tells the same.
@@ -51,12 +62,17 @@ class Metrics:
     Arguments:
         health: What the watchdog saw last.
         backlog: What was still to be rolled up, as far as is known.
+        policies: What of the topics' settings does not suit, by topic.
     """
 
     def __init__(
-        self, health: Callable[[], Health], backlog: Callable[[], Backlog | None]
+        self,
+        health: Callable[[], Health],
+        backlog: Callable[[], Backlog | None],
+        policies: Callable[[], Mapping[str, Sequence[Fault]]],
     ) -> None:
         self.registry = CollectorRegistry()
+        self._health = health
         self._consumed = self._counter(
             "heartbeat_app_records_consumed",
             "Records of Kafka that were dealt with: stored, duplicate or dead.",
@@ -80,11 +96,30 @@ class Metrics:
             "Records that fell out of Kafka's log before they were read.",
             PARTITION,
         )
+        self._unexplained = self._counter(
+            "heartbeat_app_offsets_unexplained",
+            "Offsets without a record that no transaction explains (compaction?).",
+            PARTITION,
+        )
+        self._unreadable = self._counter(
+            "heartbeat_app_offsets_unreadable",
+            "Offsets of record batches that could not be taken apart; a dead letter "
+            "has each batch.",
+            PARTITION,
+        )
         self._retries = self._counter(
             "heartbeat_app_retries",
             "Attempts to store a batch that failed and were made again, by cause: "
             "the class of the SQLSTATE, or the type of the error.",
             ("cause",),
+        )
+        for cause in CAUSES:
+            self._retries.labels(cause)
+        # One series, where the sum of all causes over a year takes Prometheus long.
+        self._failed = Counter(
+            "heartbeat_app_writes_failed",
+            "Attempts to store a batch that failed and were made again, of all causes.",
+            registry=self.registry,
         )
         self._batch = Histogram(
             "heartbeat_app_batch_records",
@@ -103,6 +138,7 @@ class Metrics:
         self.registry.register(self._delays)
         self.registry.register(HealthCollector(health))
         self.registry.register(BacklogCollector(backlog))
+        self.registry.register(PolicyCollector(policies))
         ProcessCollector(registry=self.registry)
         Info(
             "heartbeat_app_build",
@@ -124,13 +160,16 @@ class Metrics:
 
         Its transaction is counted by `count_transaction`, since batches share one.
         """
-        if not written.consumed and not written.missing:
-            return  # stored before, or nothing but holes
         where = topic, str(partition)
+        if written.unexplained:
+            self._unexplained.labels(*where).inc(written.unexplained)
+        if not (written.consumed or written.missing or written.unreadable):
+            return  # stored before, or nothing but holes
         self._consumed.labels(*where).inc(written.consumed)
         self._stored.labels(*where).inc(written.stored)
         self._duplicate.labels(*where).inc(written.duplicate)
         self._missing.labels(*where).inc(written.missing)
+        self._unreadable.labels(*where).inc(written.unreadable)
         for reason, count in written.reasons.items():
             self._dead.labels(*where, reason.value).inc(count)
         self._batch.observe(written.consumed)
@@ -147,17 +186,31 @@ class Metrics:
         """
         if not isinstance(error, ApartError):
             self._retries.labels(cause_of(error)).inc()
+            self._failed.inc()
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """All metrics, in the format that the Accept header asks for, and its name."""
+        """All metrics, in the format that the Accept header asks for, and its name.
+
+        Of a partition that was just assigned all counters are there at 0.
+        """
+        for tp in self._health().lags:
+            where = tp.topic, str(tp.partition)
+            for counter in (
+                self._consumed, self._stored, self._duplicate, self._missing,
+                self._unexplained, self._unreadable,
+            ):  # fmt: skip
+                counter.labels(*where)
+            for reason in Reason:
+                self._dead.labels(*where, reason.value)
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
 
 def cause_of(error: Exception) -> str:
-    """Few values, whatever happens: `57`, `OperationalError`, …"""
+    """One of CAUSES, whatever happens."""
     state = errors.sqlstate(error)
-    return state[:2] if state else type(errors.original(error)).__name__
+    cause = state[:2] if state else type(errors.original(error)).__name__
+    return cause if cause in CAUSES else OTHER
 
 
 class DelayCollector(Collector):
@@ -246,3 +299,24 @@ class BacklogCollector(Collector):
             "For how long the oldest of them has waited.",
             value=waited,
         )
+
+
+class PolicyCollector(Collector):
+    """Whether the topics' settings suit, as Kafka told them last."""
+
+    def __init__(self, policies: Callable[[], Mapping[str, Sequence[Fault]]]) -> None:
+        self._policies = policies
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Make the metric; nothing of a topic whose settings nobody knows."""
+        faults = GaugeMetricFamily(
+            "heartbeat_app_topic_policy_fault",
+            "1 where a setting of the topic does not suit, 0 where it does; "
+            "/health/ready says more.",
+            labels=("topic", "what"),
+        )
+        for topic, found in dict(self._policies()).items():
+            wrong = {fault.what for fault in found}
+            for what in What:
+                faults.add_metric([topic, what.value], float(what in wrong))
+        yield faults
