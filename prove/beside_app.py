@@ -167,5 +167,11 @@ async def owner(web: Any, request: Any) -> Any:
     return web.json({"worker": WORKER})
 
 
+@app.page("/counts/")
+async def all_counts(web: Any, request: Any) -> Any:
+    """What the table of this worker holds."""
+    return web.json(dict(counts.items()))
+
+
 if __name__ == "__main__":
     app.main()

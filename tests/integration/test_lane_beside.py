@@ -112,3 +112,22 @@ def test_a_graceful_stop_loses_and_repeats_nothing(
     times = Counter(row[1] for row in play.rows("singles"))
     assert times == Counter(str(number) for number in range(240))
     assert judge(play).lane_wrong == 0
+
+
+def test_a_table_follows_its_partitions(make_round: Callable[..., Round]) -> None:
+    """By its changelog, to the worker that takes over; each record counted once."""
+    play = make_round(seconds=0.02, table=True)
+    first, second = play.worker("a"), play.worker("b")
+    play.start(first)
+    play.start(second)
+    play.send(240)
+    wait_until(lambda: len(play.rows("singles")) > 120, "some are processed")
+    interrupt(second)
+    play.settle()
+    wait_until(
+        lambda: (
+            first.get("/counts/") == (200, {str(number): 1 for number in range(240)})
+        ),
+        "the table is whole",
+    )
+    assert judge(play).lost == 0
