@@ -301,7 +301,7 @@ class LaneConsumer(driver.Consumer):
             )
         self.wake()
         # Beside what follows: nothing waits for a hint.
-        # self.add_future(self._commit_starts(starts))
+        self.add_future(self._commit_starts(starts))
         return {tp: start.offset for tp, start in starts.items()}
 
     async def _commit_starts(self, starts: Mapping[TP, Start]) -> None:
