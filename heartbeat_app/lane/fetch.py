@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import aiokafka
 from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import ConsumerStoppedError, IllegalStateError
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
@@ -103,13 +102,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # Faust reads aborted records unless it runs transactions itself.
         consumer._isolation_level = "read_committed"
         consumer._fetch_max_bytes = MAX_FETCH_BYTES
-        # Without tables Faust takes Kafka's round robin, which keeps no two topics'
-        # partitions together and tells no worker where the others' are. That one is
-        # the second choice only for as long as workers of before are in the group.
-        consumer._partition_assignment_strategy = (
-            self.app.assignor,
-            RoundRobinPartitionAssignor,
-        )
+        # Without tables and standbys Faust takes Kafka's round robin: it keeps no two
+        # topics' partitions together, and tells no worker where the others' are.
+        consumer._partition_assignment_strategy = [self.app.assignor]
         return consumer
 
     @property
