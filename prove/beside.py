@@ -217,11 +217,16 @@ def quick_succession(play: Round) -> None:
     first, second = play.worker("a"), play.worker("b")
     choice = random.Random(play.name.rpartition("-")[2])  # the same in both kinds
     play.start(first)
-    with play.sending(90.0):
+    with play.sending(80.0):
         time.sleep(choice.uniform(1, 4))
         for _ in range(3):
+            before = second.log().count("(Re-)joining") if second.process else 0
             play.launch(second)
-            time.sleep(choice.uniform(3, 7))
+            wait_until(
+                lambda before=before: second.log().count("(Re-)joining") > before,  # type: ignore[misc]
+                "it joins",
+            )
+            time.sleep(choice.uniform(0, 3))
             interrupt(second)
             time.sleep(choice.uniform(0, 2))
     play.settle()
