@@ -77,6 +77,9 @@ WORKER = (
     "ON ingest_minute TO {role}",
     "GRANT SELECT ON erased_customers, alembic_version, partitions_lock, "
     "rollups_lock, ingest_lock, retention_lock TO {role}",
+    # For a dump of what is no partition.
+    "GRANT SELECT ON SEQUENCE heartbeats_id_seq, dead_letters_id_seq, "
+    "rollup_marks_id_seq, erased_customers_id_seq TO {role}",
     # Beats that may be there already go through a temporary table.
     "GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {role}",
     "GRANT USAGE ON SCHEMA public TO {role}",
