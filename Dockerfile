@@ -21,7 +21,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/heartbeat_app /opt/heartbeat_app
 # A new volume that is mounted here belongs to the user of below.
-RUN install -d -o 10001 -g 10001 /run/web-token
+RUN install -d -o 10001 -g 10001 /run/web-token /run/owner-password /run/reader-password
 WORKDIR /app
 COPY alembic.ini ./
 COPY alembic alembic

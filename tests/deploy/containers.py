@@ -30,6 +30,7 @@ from tests.deploy import composefile
 HERE = "127.0.0.1"
 # Where the volume is mounted.
 TOKEN_FOLDER = "/run/web-token"
+PASSWORD_FOLDERS = ("/run/owner-password", "/run/reader-password")
 
 DOT_ENV: Mapping[str, str] = {
     "POSTGRESQL_USERNAME": "admin",
@@ -81,6 +82,27 @@ def make_token(folder: Path) -> str:
     (token,) = folder.iterdir()
     assert token.name == "token"
     return token.read_text().strip()
+
+
+def make_passwords(folder: Path) -> dict[str, str]:
+    """Do what the service `passwords` does, once; what lies on each volume then."""
+    words = passwords_in(folder, command_here("passwords"))
+    subprocess.run(words, env=image_environment(), check=True, timeout=60)
+    found = {}
+    for path in PASSWORD_FOLDERS:
+        (password,) = (folder / Path(path).name).iterdir()
+        assert password.name == "password"
+        found[path] = password.read_text().strip()
+    return found
+
+
+def passwords_in(folder: Path, words: Sequence[str]) -> list[str]:
+    """The words of a command that finds the passwords there, not on their volumes."""
+    for path in PASSWORD_FOLDERS:
+        here = folder / Path(path).name
+        here.mkdir(exist_ok=True)
+        words = [word.replace(path, shlex.quote(str(here))) for word in words]
+    return list(words)
 
 
 def health_check(name: str) -> list[str]:

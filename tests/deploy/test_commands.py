@@ -43,6 +43,51 @@ def test_migrate_makes_the_tables_and_may_run_again(
     }
 
 
+def test_passwords_are_made_once_and_no_two_are_the_same(tmp_path: Path) -> None:
+    first = containers.make_passwords(tmp_path)
+    assert len({*first.values()}) == 2
+    assert min(map(len, first.values())) >= 32
+    assert containers.make_passwords(tmp_path) == first
+    (tmp_path / "reader-password" / "password").write_text("")  # a full disk
+    again = containers.make_passwords(tmp_path)
+    assert again["/run/owner-password"] == first["/run/owner-password"]
+    assert again["/run/reader-password"] not in ("", first["/run/reader-password"])
+
+
+@pytest.mark.parametrize(
+    ("service", "key", "program", "variables"),
+    [
+        ("postgresql", "entrypoint", "docker-entrypoint.sh postgres",
+         {"POSTGRES_PASSWORD": "owner"}),
+        ("grafana", "entrypoint", "/run.sh",
+         {"POSTGRESQL_READER_PASSWORD": "reader"}),
+        ("migrate", "command", "alembic upgrade head",
+         {"POSTGRESQL_OWNER_PASSWORD": "owner",
+          "POSTGRESQL_READER_PASSWORD": "reader"}),
+    ],
+)  # fmt: skip
+def test_a_service_takes_its_password_from_env_or_from_its_volume(
+    tmp_path: Path, service: str, key: str, program: str, variables: dict[str, str]
+) -> None:
+    made = containers.make_passwords(tmp_path)
+    words = containers.service(service)[key]
+    assert isinstance(words, list)
+    *shell, script = containers.passwords_in(tmp_path, words)
+    assert f"exec {program}\n" in script
+    script = script.replace(
+        f"exec {program}", f"env | grep -e {' -e '.join(variables)}"
+    )
+    for given in ("", "it's $own"):
+        environ = {"PATH": os.defpath, **dict.fromkeys(variables, given)}
+        done = subprocess.run(
+            [*shell, script], env=environ, check=True, capture_output=True, text=True
+        )
+        assert dict(line.split("=", 1) for line in done.stdout.splitlines()) == {
+            name: given or made[f"/run/{whose}-password"]
+            for name, whose in variables.items()
+        }
+
+
 def test_migrate_fails_when_there_is_no_database(tmp_path: Path) -> None:
     """The worker must not start then: it waits for a completed migration."""
     folder = containers.app_folder(tmp_path)

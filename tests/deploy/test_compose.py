@@ -25,7 +25,7 @@ SEED_ENV = {
 LONG_RUNNING = {
     "kafka", "postgresql", "worker", "kafka-ui", "grafana", "prometheus", "disk",
 }  # fmt: skip
-ONE_SHOT = {"migrate", "web-token"}
+ONE_SHOT = {"migrate", "passwords", "web-token"}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +114,7 @@ def test_what_must_survive_lies_on_named_volumes(project: dict[str, Any]) -> Non
         "grafana-data:/var/lib/grafana",
         "prometheus-data:/prometheus",
         f"web-token:{containers.TOKEN_FOLDER}",
+        *(f"{Path(path).name}:{path}" for path in containers.PASSWORD_FOLDERS),
     }
     assert set(project["volumes"]) == {volume.split(":")[0] for volume in mounted}
 
@@ -136,6 +137,7 @@ def test_each_service_waits_for_what_it_needs(services: dict[str, Any]) -> None:
         for other, how in service.get("depends_on", {}).items()
     }
     assert waits == {
+        ("postgresql", "passwords"): "service_completed_successfully",
         ("migrate", "postgresql"): "service_healthy",
         ("worker", "kafka"): "service_healthy",
         ("worker", "migrate"): "service_completed_successfully",
@@ -243,20 +245,47 @@ def test_no_password_is_written_down() -> None:
                 assert value.startswith("${"), f"{variable} of {name}"
 
 
-def test_the_reader_has_the_owners_password_until_it_is_given_its_own() -> None:
-    for environ, expected in (
-        (SEED_ENV, SEED_ENV["POSTGRESQL_PASSWORD"]),
-        (SEED_ENV | {"POSTGRESQL_READER_PASSWORD": "own"}, "own"),
-    ):
-        services = composefile.load(environ)["services"]
-        for name in ("migrate", "grafana"):
-            found = services[name]["environment"]["POSTGRESQL_READER_PASSWORD"]
-            assert found == expected
+def test_only_who_makes_a_password_can_change_it(services: dict[str, Any]) -> None:
+    """And nobody has it but those that need it."""
+    mounted = {
+        (name, volume)
+        for name, service in services.items()
+        for volume in service.get("volumes", [])
+        if "-password:" in volume
+    }
+    owner, reader = (f"{Path(p).name}:{p}" for p in containers.PASSWORD_FOLDERS)
+    assert mounted == {
+        ("passwords", owner), ("passwords", reader),
+        ("postgresql", f"{owner}:ro"),
+        ("migrate", f"{owner}:ro"), ("migrate", f"{reader}:ro"),
+        ("grafana", f"{reader}:ro"),
+    }  # fmt: skip
+
+
+def test_each_role_has_a_password_of_its_own(services: dict[str, Any]) -> None:
+    """Without one in `.env` no other role's is taken for it."""
+    shared = SEED_ENV["POSTGRESQL_PASSWORD"]
+    for name in ("postgresql", "grafana", "passwords"):
+        assert shared not in services[name].get("environment", {}).values(), name
+    given = services["migrate"]["environment"]
+    assert given["POSTGRESQL_OWNER_PASSWORD"] == ""
+    assert given["POSTGRESQL_READER_PASSWORD"] == ""
+    assert given["POSTGRESQL_PASSWORD"] == shared
+    own = SEED_ENV | {"POSTGRESQL_READER_PASSWORD": "own"}
+    services = composefile.load(own)["services"]
+    for name in ("migrate", "grafana"):
+        assert services[name]["environment"]["POSTGRESQL_READER_PASSWORD"] == "own"
+
+
+def test_grafana_answers_to_its_own_name_only(services: dict[str, Any]) -> None:
+    grafana = services["grafana"]["environment"]
+    assert grafana["GF_SERVER_DOMAIN"] == "localhost"
+    assert grafana["GF_SERVER_ENFORCE_DOMAIN"] == "true"
 
 
 def test_the_owner_is_another_role_than_the_workers() -> None:
     for environ, user, password in (
-        (SEED_ENV, "heartbeat_owner", SEED_ENV["POSTGRESQL_PASSWORD"]),
+        (SEED_ENV, "heartbeat_owner", ""),
         (
             SEED_ENV
             | {"POSTGRESQL_OWNER_USERNAME": "o", "POSTGRESQL_OWNER_PASSWORD": "p"},
@@ -312,7 +341,7 @@ def test_the_pages_of_the_worker_can_be_reached_from_outside_of_its_container(
 
 def test_the_documentation_names_every_variable_that_compose_reads() -> None:
     file = yaml.safe_load(composefile.COMPOSE_FILE.read_text())
-    read = set(re.findall(r"\$\{(\w+)", composefile.COMPOSE_FILE.read_text()))
+    read = set(re.findall(r"(?<!\$)\$\{(\w+)", composefile.COMPOSE_FILE.read_text()))
     for service in file["services"].values():
         read |= {n for n, v in service.get("environment", {}).items() if v is None}
     documentation = (composefile.PROJECT / "docs" / "deployment.md").read_text()

@@ -35,11 +35,12 @@ def test_it_runs_as_a_user_that_is_not_root() -> None:
     assert re.fullmatch(r"[1-9]\d{4,}:[1-9]\d{4,}", user)
 
 
-def test_the_volume_of_the_token_belongs_to_that_user() -> None:
+def test_the_volumes_of_secrets_belong_to_that_user() -> None:
     """Docker gives a new volume the owner of the folder that it is mounted on."""
     (user,) = last("USER")
     uid, gid = user.split(":")
-    assert f"install -d -o {uid} -g {gid} {containers.TOKEN_FOLDER}" in last("RUN")
+    folders = " ".join([containers.TOKEN_FOLDER, *containers.PASSWORD_FOLDERS])
+    assert f"install -d -o {uid} -g {gid} {folders}" in last("RUN")
 
 
 def test_it_runs_the_worker_without_a_shell() -> None:
