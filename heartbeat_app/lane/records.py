@@ -51,6 +51,12 @@ MOST_AT_ONCE = 50_000
 HARMLESS_BYTES = 256 * 1024
 # More than what is in a record beside key, value and headers.
 BESIDE_BYTES = 64 * 1024
+# What is looked at one by one takes microseconds each: the headers of a record that is
+# too large, beyond which they pass by as they are encoded, and the records of a batch,
+# beyond which it is unreadable. librdkafka makes a million at most, and 10,000 unless
+# told.
+MOST_HEADERS = 10_000
+MOST_RECORDS = 1_000_000
 FEED_BYTES = 64 * 1024
 # So much may be held to take batches apart, by all partitions together, where it is not
 # a single one that takes more.
@@ -80,6 +86,7 @@ class Large(Protocol):
     def value(self, size: int | None) -> None: ...
     def header_name(self, size: int) -> None: ...
     def header_value(self, size: int | None) -> None: ...
+    def encoded_headers(self, size: int) -> None: ...
     def add(self, piece: bytes | memoryview) -> None: ...
     def end(self, offset: int) -> Any: ...
 
@@ -101,6 +108,9 @@ class LargeRecord(msgspec.Struct, gc=False):
 
     def header_value(self, size: int | None) -> None:
         """Begin a header's value."""
+
+    def encoded_headers(self, size: int) -> None:
+        """Begin headers that are too many to be taken apart, as Kafka has them."""
 
     def add(self, piece: bytes | memoryview) -> None:
         """Count the bytes of what was begun."""
@@ -231,7 +241,7 @@ class Unpacker:
             records, size = _old(fetched, batch, raw, found)
         else:
             reader = _Reader(raw, self.max_record_bytes, self.large)
-            whole, size = reader.at_once()
+            whole, size = reader.at_once(batch)
             if whole is None:
                 source.reader = reader
                 return
@@ -410,12 +420,16 @@ class _Reader:
         self._error: UnreadableError | None = None
         self._items: Generator[Any] | None = None
 
-    def at_once(self) -> tuple[list[Record] | None, int]:
-        """All records, and how many bytes they are; None: take it apart."""
+    def at_once(self, batch: Any) -> tuple[list[Record] | None, int]:
+        """All records, and how many bytes they are; None: take it apart.
+
+        Arguments:
+            batch: As aiokafka made it.
+        """
+        plain: bytes | memoryview = self._raw
         if not self._codec:
-            if len(self._data) > PIECE_BYTES:
+            if len(plain) > PIECE_BYTES:
                 return None, 0
-            plain = bytes(self._raw)
         else:
             parts: list[bytes | memoryview] = []
             size = 0
@@ -440,11 +454,11 @@ class _Reader:
             )
         if not 0 <= self._count <= MOST_AT_ONCE or (
             len(plain) > HARMLESS_BYTES
-            and plain.count(0) > 16 * self._count + HARMLESS_BYTES // 16
+            and bytes(plain).count(0) > 16 * self._count + HARMLESS_BYTES // 16
         ):
             return None, 0
         try:
-            records = _records_of(DefaultRecordBatch(plain))
+            records = _records_of(DefaultRecordBatch(plain) if self._codec else batch)
         except (CorruptRecordException, ValueError, IndexError, OverflowError):
             return None, 0  # to find where, and for names of headers that are no UTF-8
         if not self._are_in_order(records):
@@ -499,7 +513,12 @@ class _Reader:
     def _take_apart(self, start: int) -> Generator[Any]:
         """The records from that offset on; None is a step without any."""
         before = -1
-        for _ in range(self._count):
+        for number in range(self._count):
+            if number == MOST_RECORDS:
+                raise UnreadableError(
+                    f"It has {self._count:,} records; at most {MOST_RECORDS:,} of a "
+                    "batch are read."
+                )
             if not self._has(5):
                 yield from self._fill(5)
             length, size = self._number(self._at)
@@ -587,7 +606,7 @@ class _Reader:
             raise UnreadableError(f"A record has {count:,} headers.")
         weight = len(key or b"") + len(value or b"") + HEADER_BYTES * count
         headers: list[tuple[str, bytes | None]] = []
-        if weight <= self._max_record_bytes:
+        if weight <= self._max_record_bytes and count:
             for _ in range(count):
                 name, at = self._part(at, end)
                 content, at = self._part(at, end)
@@ -626,6 +645,11 @@ class _Reader:
         count = yield from self._next_number()
         if count < 0:
             raise UnreadableError(f"A record has {count:,} headers.")
+        if count > MOST_HEADERS:
+            rest = end - self._before - self._at
+            large.encoded_headers(rest)
+            yield from self._pass(large, rest)
+            count = 0
         for _ in range(count):
             yield from self._pass_part(large, large.header_name, end, is_name=True)
             yield from self._pass_part(large, large.header_value, end)
@@ -649,6 +673,9 @@ class _Reader:
         if size < 0 and is_name:
             raise UnreadableError("A header has no name.")
         tell(None if size < 0 else size)
+        yield from self._pass(large, size)
+
+    def _pass(self, large: Large, size: int) -> Generator[None]:
         while size > 0:
             if not self._has(1):
                 yield from self._fill(1)
