@@ -53,6 +53,7 @@ def decode(chunk: Chunk) -> Batch:
         unreadable=[
             Unreadable(each.first, each.last, each.why) for each in chunk.unread
         ],
+        unexplained=chunk.unexplained,
     )
 
 
@@ -102,6 +103,13 @@ class Summary:
                 " counted as missing",
                 batch,
                 f"{written.missing:,}",
+            )
+        if written.unexplained:
+            log.error(
+                "%s: %s offsets hold no record, and no transaction explains them (is "
+                "the topic compacted?); counted as gap",
+                batch,
+                f"{written.unexplained:,}",
             )
         if written.unreadable:
             log.error(

@@ -31,6 +31,8 @@ class Chunk:
         size: About as many bytes as all of it takes.
         epoch: Of the seek that the chunk was read after; chunks of an older epoch
             are stale.
+        unexplained: How many offsets of the range hold no record although they are
+            neither missing nor a transaction's own (markers, aborted records).
     """
 
     topic: str
@@ -45,6 +47,7 @@ class Chunk:
     unread: list[Unread]
     size: int
     epoch: int
+    unexplained: int = 0
 
     @property
     def tp(self) -> TP:

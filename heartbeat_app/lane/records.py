@@ -145,6 +145,8 @@ class Unpacked:
         large: What was made of those.
         unread: What cannot be taken apart.
         size: About as many bytes as all of it takes.
+        passed_over: Offsets that are a transaction's own: control batches and aborted
+            records.
         is_cut_short: The time was over; more is there.
     """
 
@@ -152,7 +154,14 @@ class Unpacked:
     large: list[Any] = field(default_factory=list)
     unread: list[Unread] = field(default_factory=list)
     size: int = 0
+    passed_over: int = 0
     is_cut_short: bool = False
+
+    @property
+    def explained(self) -> int:
+        """How many offsets are a record, cannot be read, or are a transaction's own."""
+        unread = sum(each.last - each.first + 1 for each in self.unread)
+        return len(self.records) + len(self.large) + unread + self.passed_over
 
 
 class Unpacker:
@@ -227,6 +236,9 @@ class Unpacker:
                 self._read(fetched, batch, found)
                 if source.reader is not None:
                     continue
+            else:
+                begin = max(batch.base_offset, fetched.next_fetch_offset)
+                found.passed_over += max(0, batch.next_offset - begin)
             # Not the last record's: compaction may have taken that.
             fetched.next_fetch_offset = max(
                 batch.next_offset, fetched.next_fetch_offset

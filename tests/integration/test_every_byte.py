@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 
 from heartbeat_app.batches import Batch, decode_records
 from heartbeat_app.lane.fetch import MAX_CHUNK_BYTES
-from heartbeat_app.lane.records import FetchedRecords, Record, unpack
+from heartbeat_app.lane.records import FetchedRecords, LargeRecord, Record, Unpacker
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.validation import Rules
 from tests.fuzz import reference
@@ -62,7 +62,8 @@ def fetch(entries: list[Entry], codec: str) -> list[Record]:
         TopicPartition(TOPIC, 0), FetchedRecords(data), [], 0, None, None, True,
         READ_COMMITTED,
     )  # fmt: skip
-    return unpack(fetched, len(entries), MAX_CHUNK_BYTES)[0]
+    unpacker = Unpacker(MAX_CHUNK_BYTES, LargeRecord)
+    return unpacker.unpack(fetched, len(entries), MAX_CHUNK_BYTES).records
 
 
 def batch(records: list[Record], rules: Rules = RULES) -> Batch:

@@ -160,6 +160,26 @@ def test_what_is_unpacked_is_what_was_committed(log: Log, data: st.DataObject) -
     assert source.next_fetch_offset == log.end
 
 
+def test_offsets_of_transactions_are_told_from_those_that_nothing_explains() -> None:
+    log = [
+        RecordBatch(0, 3, [Entry(0), Entry(2)], "lz4"),  # 1 was compacted
+        RecordBatch(5, 4, [Entry(0), Entry(1)], producer=7, transactional=True),
+        marker(9, 7, ABORT),
+        RecordBatch(10, 2, [Entry(0), Entry(1)], producer=7, transactional=True),
+        marker(12, 7, COMMIT),
+    ]
+    data = b"".join(each.encode() for each in log)
+    source = fetched(data, 2, [(7, 5)], FetchedRecords)
+    found = unpack(source, MAX, MAX)
+    assert [each.offset for each in found.records] == [2, 10, 11]
+    # The aborted batch, compacted or not, and both markers; 3 and 4 are gone.
+    assert found.passed_over == 4 + 1 + 1
+    assert source.next_fetch_offset == 13
+    # A fetch that begins inside of an aborted batch.
+    source = fetched(data[len(log[0].encode()) :], 7, [(7, 5)], FetchedRecords)
+    assert unpack(source, MAX, MAX).passed_over == 2 + 1 + 1
+
+
 @settings(max_examples=150)
 @given(logs(utf8_names), st.data())
 def test_aiokafka_unpacks_the_same(log: Log, data: st.DataObject) -> None:
