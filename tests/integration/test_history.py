@@ -368,6 +368,7 @@ def test_a_customers_hours_open_one_day_and_read_the_index(
 def filled_roll_ups(filled: Engine) -> Engine:
     with filled.begin() as connection:
         for month in (BEGIN, BEGIN + 31 * DAY):
+            connection.execute(select(func.make_day(month.date())))
             connection.execute(select(func.make_rollup_month(month.date())))
         for table, unit in (("minute", "1 minute"), ("hour", "1 hour")):
             connection.execute(text(ROLL_UP.format(table=table, unit=unit)))
