@@ -126,14 +126,30 @@ def erased(result: Erasure) -> str:
         f"{result.id} in erased_customers, without the name."
     )
     if result.elsewhere:
-        ids = ", ".join(str(each) for each in result.elsewhere[:20])
-        more = ", …" if len(result.elsewhere) > 20 else ""
         words += (
-            f"\n{_many(len(result.elsewhere), 'dead letter')} may name the customer "
-            "in a text that is no customer_id; look at them with `heartbeat_app "
-            f"dead-letters show ID`: {ids}{more}"
+            f"\n{_many(len(result.elsewhere), 'dead letter')} may name the customer; "
+            "look at them with `heartbeat_app dead-letters show ID`: "
+            f"{_ids(result.elsewhere)}"
+        )
+    if result.unreadable:
+        words += (
+            f"\n{_many(len(result.unreadable), 'dead letter')} cannot be looked into "
+            "(compressed, encrypted, UTF-16, another binary form, or only a part was "
+            f"kept), and may name the customer: {_ids(result.unreadable)}"
+        )
+    if result.shares:
+        words += (
+            "\nThe roll-ups of all customers together keep the customer's share of "
+            f"{_many(result.shares, 'dropped day')}: in their sums, and the lowest or "
+            "highest heart rate of a minute or an hour may be the customer's. They "
+            "name nobody; see docs/security.md."
         )
     return words
+
+
+def _ids(ids: Sequence[int]) -> str:
+    """All of them: a person has to look at each."""
+    return ", ".join(map(str, ids))
 
 
 def still_in_kafka(topic: str, log: TopicLog | None, config: Mapping[str, str]) -> str:

@@ -70,6 +70,20 @@ def day_tables(connection: Connection) -> list[str]:
     )
 
 
+def detached_months(connection: Connection) -> list[str]:
+    """The names of all tables of months of roll-ups that were detached."""
+    return list(
+        connection.scalars(
+            text(
+                "SELECT relname FROM pg_class"
+                " WHERE relnamespace = 'public'::REGNAMESPACE AND relkind = 'r'"
+                " AND NOT relispartition"
+                " AND relname ~ '^heartbeats_(minute|hour)_[0-9]{4}_[0-9]{2}$'"
+            )
+        )
+    )
+
+
 def existing_months(connection: Connection, parent: str) -> set[date]:
     """The first days of the months that a table of roll-ups has partitions for."""
     return {
