@@ -31,6 +31,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     table,
@@ -280,19 +281,29 @@ def _empty_letters(
                 return
             ids = replay.bounded([(row[0], row[1]) for row in sizes])
             letters = connection.execute(
-                select(_l.id, _l.key, _l.value, _l.headers, _l.detail)
+                select(
+                    _l.id,
+                    _l.key,
+                    _l.value,
+                    _l.headers,
+                    _l.detail,
+                    _l.customer_ids,
+                    _l.record_size,
+                )
                 .where(_l.id.in_(ids))
                 .order_by(_l.id)
             ).all()
         after = ids[-1]
         theirs = []
-        for letter_id, key, value, headers, detail in letters:
+        for letter_id, key, value, headers, detail, named, size in letters:
             key, value = bytes(key or b""), bytes(value or b"")
-            if customer_id in customers_named(key, value, headers):
+            # Of an excerpt the name may stand in what is not kept.
+            if customer_id in {*customers_named(key, value, headers), *(named or ())}:
                 theirs.append(letter_id)
             elif may_name(customer_id, key, value, headers, detail):
                 erasure.elsewhere.append(letter_id)
-            elif is_unreadable(key, value, headers):
+            # An excerpt, or the letter of a batch: there is more than what was kept.
+            elif size is not None or is_unreadable(key, value, headers):
                 erasure.unreadable.append(letter_id)
         if theirs:
             _patiently(go_on, _empty, engine, erasure.id, theirs)
@@ -313,6 +324,8 @@ def _empty(engine: Engine, erasure_id: int, ids: Collection[int]) -> None:
                 key=None,
                 value=None,
                 headers=cast(literal("[]"), JSONB),
+                record_sha256=None,
+                customer_ids=null(),
                 detail=DETAIL,
                 replay_outcome=case(
                     (
@@ -331,6 +344,7 @@ def _has_contents() -> Any:
         _l.key.is_not(None),
         _l.value.is_not(None),
         _l.headers != cast(literal("[]"), JSONB),
+        _l.customer_ids.is_not(None),
     )
 
 

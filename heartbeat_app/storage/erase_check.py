@@ -58,12 +58,13 @@ SELECT id, name_them, name_them OR may_name FROM (
                    header ->> 1 = :id AND (NOT :number OR header ->> 0 = 'customer_id')
                )
            )
+           OR coalesce(jsonb_exists(customer_ids, :id), false)
            OR key_text ~ :named OR value_text ~ :named OR headers_text ~ :named
                AS name_them,
            key_text ~ :mentioned OR value_text ~ :mentioned
            OR headers_text ~ :mentioned OR detail_text ~ :mentioned AS may_name
     FROM (
-        SELECT id, key, headers,
+        SELECT id, key, headers, customer_ids,
                coalesce(encode(key, 'escape'), '') AS key_text,
                coalesce(encode(value, 'escape'), '') AS value_text,
                encode(convert_to(detail, 'UTF8'), 'escape') AS detail_text,

@@ -563,9 +563,9 @@ def test_what_is_there_is_put_into_that_order(empty: dict[str, str]) -> None:
     settings = settings_of(empty)
     engine = engine_of(settings)
     kept = Kept(engine)
+    store_some(settings)
     alembic(empty, "downgrade", "0005")
     assert set(orders(kept).values()) == {"default"}
-    store_some(settings)
     kept.do("ALTER TABLE heartbeats DETACH PARTITION heartbeats_2026_01_01")
     alembic(empty, "upgrade", "head")
     assert set(orders(kept).values()) == {"C"}
@@ -573,6 +573,39 @@ def test_what_is_there_is_put_into_that_order(empty: dict[str, str]) -> None:
     Writer(writing).write(batch_of(beats(6), offsets=range(100, 106), missing=87))
     writing.dispose()
     assert kept.beats() == rows_of([*beats(6), beat(at=START - timedelta(days=400))])
+    engine.dispose()
+
+
+def test_what_a_backslash_once_hid_is_put_right(empty: dict[str, str]) -> None:
+    """0002 and 0006 as they were, where standard_conforming_strings was off."""
+    alembic(empty, "upgrade", "head")
+    settings = settings_of(empty)
+    engine = engine_of(settings)
+    kept = Kept(engine)
+    store_some(settings)
+    alembic(empty, "downgrade", "0007")
+    [[function]] = kept.all("SELECT pg_get_functiondef('drop_rollup_month'::REGPROC)")
+    kept.do(
+        "TRUNCATE rollup_marks, heartbeats_minute_all",
+        "ALTER TABLE heartbeats DETACH PARTITION heartbeats_2026_01_01",
+        "ALTER TABLE heartbeats_2026_01_01"
+        ' ALTER customer_id TYPE VARCHAR(255) COLLATE "default"',
+        function.replace("[0-9][0-9]", r"\d\d").replace("%", "%%"),
+        f'ALTER DATABASE "{settings.postgresql_database}"'
+        " SET standard_conforming_strings = off",
+    )
+    with_backslashes = (
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::REGNAMESPACE"
+        " AND strpos(prosrc, chr(92)) > 0"
+    )
+    assert kept.all(with_backslashes) == [("drop_rollup_month",)]
+    alembic(empty, "upgrade", "head")
+    assert kept.all(with_backslashes) == []
+    assert set(orders(kept).values()) == {"C"}
+    day = (START - timedelta(days=400)).replace(hour=0)
+    assert kept.all("SELECT since, until FROM rollup_marks") == [
+        (day, day + timedelta(days=1))
+    ]
     engine.dispose()
 
 
