@@ -9,9 +9,10 @@ from alembic import command, context
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, pool
+from sqlalchemy.exc import OperationalError
 
 from heartbeat_app.config import load_settings
-from heartbeat_app.exceptions import SharedSessionError
+from heartbeat_app.storage import errors
 from heartbeat_app.storage.engine import database_url, make_migration_engine
 from heartbeat_app.storage.retention import Kept
 from heartbeat_app.storage.roles import ensure_roles, forget_roles
@@ -46,8 +47,10 @@ def run_migrations_online() -> None:
     engine = make_migration_engine(load_settings().owner, poolclass=pool.NullPool)
     try:
         connecting = engine.connect()
-    except SharedSessionError as error:  # Alembic's own is printed without a trace
-        raise CommandError(error.message) from error
+    except OperationalError as error:
+        if errors.is_shared_session(error):
+            raise CommandError(errors.words(error)) from error
+        raise
     with connecting as connection:
         context.configure(
             connection=connection,

@@ -9,10 +9,10 @@ import ssl
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import cached_property
 from typing import NoReturn
 
+import click
 import faust
 import mode.loop
 from confluent_kafka import KafkaException
@@ -32,12 +32,13 @@ from tenacity import (
 from heartbeat_app.access import Access
 from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings, load_settings
-from heartbeat_app.exceptions import ConfigurationError, SharedSessionError
+from heartbeat_app.exceptions import ConfigurationError
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
 from heartbeat_app.live.feed import Feed
 from heartbeat_app.maintenance import Maintenance
 from heartbeat_app.metrics import Metrics
+from heartbeat_app.storage import errors
 from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.questions import Questions
@@ -217,11 +218,12 @@ class HeartbeatWorker(faust.Worker):
         """
         assert isinstance(self.app, HeartbeatApp)
         try:
-            with suppress(SQLAlchemyError), self.app.reads.connect():
+            with self.app.reads.connect():
                 pass
-        except SharedSessionError as error:
-            error.show()
-            raise SystemExit(error.exit_code) from None
+        except SQLAlchemyError as error:
+            if errors.is_shared_session(error):
+                click.echo(f"Error: {errors.words(error)}", err=True)
+                raise SystemExit(1) from None
         super().execute_from_commandline()
 
 

@@ -57,6 +57,7 @@ from heartbeat_app.validation import Reason, Rules
 # SQLSTATEs
 UNDEFINED_TABLE = "42P01"
 NOT_ALLOWED = "42501"
+READ_ONLY = "25006"
 
 
 class CustomerId(click.ParamType):
@@ -536,6 +537,13 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
                 "\nSet POSTGRESQL_OWNER_USERNAME and POSTGRESQL_OWNER_PASSWORD to the "
                 "owner of the tables."
             ) from error
+        if errors.sqlstate(error) == READ_ONLY:
+            raise CommandError(
+                f"{where}, takes no writes: default_transaction_read_only is on, or it "
+                "is a standby."
+            ) from error
+        if errors.is_shared_session(error):
+            raise CommandError(words) from error
         if isinstance(error, OperationalError):
             raise CommandError(f"{where}, does not answer: {words}") from error
         raise CommandError(f"{where}: {words}") from error

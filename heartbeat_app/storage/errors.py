@@ -9,6 +9,8 @@ from __future__ import annotations
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.storage.sessions import SharedSessionError
+
 # Ours: only these make a row wrong in PostgreSQL's eyes.
 ROW_CONSTRAINTS = frozenset({"heart_rate_range"})
 
@@ -28,6 +30,11 @@ def sqlstate(error: BaseException) -> str | None:
     """The SQLSTATE, or None where the server did not answer with one."""
     cause = original(error)
     return cause.pgcode if isinstance(cause, psycopg2.Error) else None
+
+
+def is_shared_session(error: BaseException) -> bool:
+    """Whether a pooler that shares sessions is in the way."""
+    return isinstance(original(error), SharedSessionError)
 
 
 def constraint(error: BaseException) -> str | None:

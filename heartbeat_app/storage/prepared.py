@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
-from heartbeat_app.exceptions import SharedSessionError
 from heartbeat_app.storage import errors
+from heartbeat_app.storage.sessions import SharedSessionError
 
 # SQLSTATEs: there is no such prepared statement; there is one already.
 PREPARED_ELSEWHERE = {"26000", "42P05"}
@@ -101,5 +101,5 @@ def _own_session(connection: Connection) -> Iterator[None]:
         if errors.sqlstate(error) not in PREPARED_ELSEWHERE:
             raise
         connection.invalidate()
-        url = connection.engine.url
-        raise SharedSessionError(url.host, url.port) from error
+        shared = SharedSessionError(connection.engine.url)
+        raise OperationalError(None, None, shared) from error

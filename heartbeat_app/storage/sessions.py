@@ -19,9 +19,9 @@ from contextlib import closing, suppress
 from typing import Any
 
 import psycopg2
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
-from heartbeat_app.exceptions import SharedSessionError
+from heartbeat_app.exceptions import StorageError
 
 # Each changes what a statement means, what its answer looks like, or ends a session.
 PINNED = {
@@ -77,6 +77,22 @@ LOOKS = 3
 SECOND_SECONDS = 3.0
 
 
+class SharedSessionError(StorageError, psycopg2.OperationalError):
+    """A pooler gives each transaction another session.
+
+    To whoever waits for the database it is an outage like others.
+    """
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(
+            f"PostgreSQL at {url.host}:{url.port} (POSTGRESQL_HOST, POSTGRESQL_PORT) "
+            "is behind a pooler that does not keep a session for each client "
+            "(transaction or statement pooling): what a session sets and prepares is "
+            "lost. Let it use session pooling for this database (PgBouncer: pool_mode "
+            "= session), or connect to PostgreSQL itself."
+        )
+
+
 class Sessions:
     """Begins the sessions of an engine.
 
@@ -125,7 +141,7 @@ class Sessions:
     def _require_own(self, cursor: Any, found: Any) -> None:
         if self._own:
             return
-        shared = SharedSessionError(self._engine.url.host, self._engine.url.port)
+        shared = SharedSessionError(self._engine.url)
         try:
             second = self._connect()
         except psycopg2.OperationalError:  # there is no room for it
