@@ -48,7 +48,7 @@ def run_migrations_online() -> None:
     try:
         connecting = engine.connect()
     except OperationalError as error:
-        if errors.is_shared_session(error):
+        if errors.is_poolers(error):
             raise CommandError(errors.words(error)) from error
         raise
     with connecting as connection:

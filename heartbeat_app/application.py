@@ -231,7 +231,7 @@ class HeartbeatWorker(faust.Worker):
             with self.app.reads.connect():
                 pass
         except SQLAlchemyError as error:
-            if errors.is_shared_session(error):
+            if errors.is_poolers(error):
                 click.echo(f"Error: {errors.words(error)}", err=True)
                 raise SystemExit(1) from None
         super().execute_from_commandline()

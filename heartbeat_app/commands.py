@@ -551,7 +551,7 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
                 f"{where}, takes no writes: default_transaction_read_only is on, or it "
                 "is a standby."
             ) from error
-        if errors.is_shared_session(error):
+        if errors.is_poolers(error):
             raise CommandError(words) from error
         if isinstance(error, OperationalError):
             raise CommandError(f"{where}, does not answer: {words}") from error

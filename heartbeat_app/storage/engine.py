@@ -102,6 +102,7 @@ def _engine(
     )
     # Before SQLAlchemy asks a new connection for what it needs to know.
     sessions = Sessions(engine, connect_args, limits)
+    event.listen(engine, "do_connect", sessions.connect)
     event.listen(engine, "connect", sessions.begin, insert=True)
     return engine
 

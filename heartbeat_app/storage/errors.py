@@ -9,7 +9,7 @@ from __future__ import annotations
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.storage.sessions import SharedSessionError
+from heartbeat_app.storage.sessions import SessionError
 
 # Ours: only these make a row wrong in PostgreSQL's eyes.
 ROW_CONSTRAINTS = frozenset({"heart_rate_range"})
@@ -32,9 +32,9 @@ def sqlstate(error: BaseException) -> str | None:
     return cause.pgcode if isinstance(cause, psycopg2.Error) else None
 
 
-def is_shared_session(error: BaseException) -> bool:
-    """Whether a pooler that shares sessions is in the way."""
-    return isinstance(original(error), SharedSessionError)
+def is_poolers(error: BaseException) -> bool:
+    """Whether a pooler is in the way; the error's words say what it has to do."""
+    return isinstance(original(error), SessionError)
 
 
 def constraint(error: BaseException) -> str | None:

@@ -33,7 +33,7 @@ MAX_ID_CHARACTERS = 255
 # The closing quote may be missing, and nothing is read twice: a record of a megabyte
 # that was made to take long must not.
 _TEXT = re.compile(r'"((?:[^"\\]|\\.)*+)"?', re.DOTALL)
-_ID_TEXT = re.compile(r'"customer_id"\s*+:\s*+"((?:[^"\\]|\\.)*+)"?', re.DOTALL)
+_ID_TEXT = re.compile(r'"customer_id"\s*+:\s*+(?="((?:[^"\\]|\\.)*+))', re.DOTALL)
 _ID_NUMBER = re.compile(r'"customer_id"\s*+:\s*+(-?\d[\d.eE+-]*+)')
 _IS_NAME = re.compile(r"\s*+:")
 _NUMBERED = re.compile(r"\\u([0-9a-fA-F]{4})")

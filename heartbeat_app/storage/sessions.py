@@ -41,11 +41,13 @@ PINNED = {
     "intervalstyle": "postgres",
     "quote_all_identifiers": "off",
     "search_path": "public",
-    "standard_conforming_strings": "on",
+    "standard_conforming_strings": "on",  # as it began, see Sessions.connect
     "timezone": "UTC",
     "transaction_timeout": "0",  # since version 17; the statements have their limit
     "transform_null_equals": "off",
 }
+
+STANDARD = "standard_conforming_strings"
 
 # The limit first, in a statement of its own: the database's may be too short for the
 # next one. A commit that is acknowledged has to survive a crash of PostgreSQL: `off` is
@@ -77,11 +79,15 @@ LOOKS = 3
 SECOND_SECONDS = 3.0
 
 
-class SharedSessionError(StorageError, psycopg2.OperationalError):
-    """A pooler gives each transaction another session.
+class SessionError(StorageError, psycopg2.OperationalError):
+    """A pooler is in the way; the message says what it has to do.
 
     To whoever waits for the database it is an outage like others.
     """
+
+
+class SharedSessionError(SessionError):
+    """It gives each transaction another session."""
 
     def __init__(self, url: URL) -> None:
         super().__init__(
@@ -90,6 +96,18 @@ class SharedSessionError(StorageError, psycopg2.OperationalError):
             "(transaction or statement pooling): what a session sets and prepares is "
             "lost. Let it use session pooling for this database (PgBouncer: pool_mode "
             "= session), or connect to PostgreSQL itself."
+        )
+
+
+class BackslashError(SessionError):
+    """It passes on neither startup options nor a right default."""
+
+    def __init__(self, url: URL) -> None:
+        super().__init__(
+            f"PostgreSQL at {url.host}:{url.port} (POSTGRESQL_HOST, POSTGRESQL_PORT) "
+            "has standard_conforming_strings off by default, and a pooler before it "
+            "lets nobody ask for another: ALTER ROLE … SET "
+            "standard_conforming_strings = on for the worker's role and the owner."
         )
 
 
@@ -110,6 +128,30 @@ class Sessions:
         wanted = {**PINNED, **limits}
         self._names, self._values = list(wanted), list(wanted.values())
         self._own = False  # known of the pooler
+
+    def connect(self, dialect: Any, _: object, arguments: Any, options: Any) -> Any:
+        """Connect; for SQLAlchemy's event `do_connect`.
+
+        psycopg2 decides once, by what a session begins with, whether it writes E'…';
+        to set standard_conforming_strings later would break each text with a backslash.
+
+        Raises:
+            BackslashError: It is off, and cannot be asked for.
+        """
+        connection = dialect.connect(*arguments, **options)
+        if _reads_backslashes(connection):
+            connection.close()
+            asked = f"-c {STANDARD}=on"
+            try:
+                connection = dialect.connect(*arguments, **options, options=asked)
+            except psycopg2.OperationalError as error:
+                if "startup parameter" not in str(error):
+                    raise
+                raise BackslashError(self._engine.url) from error
+            if _reads_backslashes(connection):
+                connection.close()
+                raise BackslashError(self._engine.url)
+        return connection
 
     def begin(self, connection: Any, *_: object) -> None:
         """Set what the session relies on; for SQLAlchemy's event `connect`.
@@ -173,6 +215,10 @@ class Sessions:
         )
         connection.autocommit = True
         return connection
+
+
+def _reads_backslashes(connection: Any) -> bool:
+    return bool(connection.info.parameter_status(STANDARD) != "on")
 
 
 def break_off(connection: Any) -> bool:

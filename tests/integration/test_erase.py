@@ -359,6 +359,9 @@ def test_roll_ups_of_dropped_days_go_too(
     assert kept.beats() == []
     erasure = erase(owner, "anna")
     assert (erasure.beats, erasure.rollups) == (0, 6)
+    # In the sums of all customers the share stays, and that is said.
+    assert erasure.shares == 3
+    assert "the customer's share of 3 dropped days" in report.erased(erasure)
     assert names(kept, "anna") == []
     books = read_books(worker_engine, deep=True)
     assert (books.problems, books.rows and books.rows.dropped) == ([], 18)

@@ -196,6 +196,23 @@ def test_all_works_through_session_pooling(
         assert worker.stop() == 0
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"ignore_startup_parameters": "options"}], ids=["usual", "ignoring"]
+)
+def test_a_default_that_the_pooler_lets_nobody_change_is_refused(
+    servers: Servers, environ: dict[str, str], options: dict[str, str]
+) -> None:
+    """To set it later would break what psycopg2 writes."""
+    servers.administer(
+        f'ALTER DATABASE "{environ["POSTGRESQL_DATABASE"]}"'
+        " SET standard_conforming_strings = off"
+    )
+    with PgBouncer(environ, pool_mode="session", **options) as pooler:
+        done = typed(pooler.environ, "dead-letters", "list")
+    assert (done.status, done.out) == (1, "")
+    assert "ALTER ROLE … SET standard_conforming_strings = on" in done.err
+
+
 def test_it_costs_one_round_trip_to_connect(settings: Settings, engine: Engine) -> None:
     """What SQLAlchemy asks for at the first connection of an engine aside."""
     own = make_engine(settings, application_name="counted", pool_size=2)

@@ -49,6 +49,7 @@ ANNA = Erased((b"other", KEY), frozenset({digest_of(KEY, "anna")}), 1)
         (None, rb'{"m": "{\"customer_id\":\"anna\"}"}', {"anna"}),
         (None, rb"log: {\"customer_id\": \"anna\"}", {"anna"}),
         (None, rb'{"a": "b\", "customer_id": "anna"', {"anna"}),
+        (None, b'{"customer_id":"customer_id": "anna"', {"anna"}),
         (None, b"customer=anna&rate=72", {"anna"}),
         (None, b"anna,2026-01-01,72", {"anna"}),
         (b"user:anna", None, {"anna", "user:anna"}),
