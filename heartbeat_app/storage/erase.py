@@ -159,9 +159,9 @@ def erase(
         _patiently(go_on, _unfinish, engine, erasure)
         raise NotErasedError(check.rows, sorted(check.letters))
     erasure.elsewhere = sorted({*erasure.elsewhere, *check.elsewhere})
-    erasure.unreadable = [
-        each for each in erasure.unreadable if each not in check.elsewhere
-    ]
+    erasure.unreadable = sorted(
+        {*erasure.unreadable, *check.too_large} - {*erasure.elsewhere}
+    )
     erasure.done = erasure.total
     progress(erasure)
     return _finish(engine, erasure)

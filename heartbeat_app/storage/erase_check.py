@@ -21,6 +21,8 @@ from heartbeat_app.storage import errors
 # So many letters and bytes in a statement, so that it ends soon.
 BATCH_LETTERS = 500
 BATCH_BYTES = 4 * 1024 * 1024
+# PostgreSQL has no room for the text of more, four characters a byte.
+LARGEST_BYTES = 64 * 1024 * 1024
 
 _UNDEFINED_TABLE = "42P01"
 
@@ -94,12 +96,14 @@ class Check:
         rows: How many rows there are, by table.
         letters: Ids of dead letters that name the customer.
         elsewhere: Ids of others that have the id somewhere.
+        too_large: Ids of letters that were not looked at.
     """
 
     customer_id: str
     rows: dict[str, int] = field(default_factory=dict)
     letters: list[int] = field(default_factory=list)
     elsewhere: list[int] = field(default_factory=list)
+    too_large: list[int] = field(default_factory=list)
 
     def tables(self, engine: Engine) -> list[str]:
         """The names of the tables to look at."""
@@ -155,10 +159,13 @@ def check_letters(engine: Engine, check: Check) -> Iterator[int]:
                 if ids and size > BATCH_BYTES:
                     break
                 ids.append(each.id)
+                if each.size > LARGEST_BYTES:
+                    check.too_large.append(each.id)
             for letter, names, _ in connection.execute(
                 LOOK,
                 {
-                    "ids": ids, "id": check.customer_id, "number": number,
+                    "ids": [each for each in ids if each not in check.too_large],
+                    "id": check.customer_id, "number": number,
                     "named": named, "mentioned": mentioned,
                 },
             ):  # fmt: skip

@@ -17,6 +17,7 @@ from psycopg2.sql import SQL, Composable, Identifier, Literal
 from sqlalchemy import Connection
 
 from heartbeat_app.config import Settings
+from heartbeat_app.storage.sessions import PINNED
 from heartbeat_app.storage.tables import erased_customers, metadata
 
 # Alembic's, so that it is shown beside what the migrations say.
@@ -27,7 +28,19 @@ READER = "heartbeat_reader"
 # A query of a dashboard takes below a second; one that somebody typed must not hold up
 # the server for ever. The planner thinks that those are dear, and compiling them would
 # take longer than they do.
-READER_SETTINGS = {"statement_timeout": "30s", "jit": "off"}
+READER_SETTINGS = {
+    "statement_timeout": "30s",
+    "jit": "off",
+    # Grafana asks for none of these itself.
+    **{
+        name: PINNED[name]
+        for name in (
+            "bytea_output", "datestyle", "extra_float_digits", "intervalstyle",
+            "search_path", "standard_conforming_strings", "timezone",
+            "transform_null_equals",
+        )
+    },
+}  # fmt: skip
 
 # What the worker's statements need. Where only some columns are named, the others stay
 # as they were written: which offsets a row is about, what was received and why it was

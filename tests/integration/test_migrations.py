@@ -236,8 +236,15 @@ def test_the_reader_may_read_and_nothing_else(
     assert "SCRAM" not in printed
     settings = settings_of(empty)
     store_some(settings)
+    Kept(engine_of(settings)).do(
+        f'ALTER DATABASE "{settings.postgresql_database}"'
+        " SET standard_conforming_strings = off"
+    )
     engine = reads(settings, password)
     with engine.connect() as connection:
+        # Grafana's queries mean what they say, whatever the database's defaults are.
+        assert connection.scalar(text("SHOW standard_conforming_strings")) == "on"
+        assert connection.scalar(text("SHOW timezone")) == "UTC"
         for table in TABLES:
             # Days that were made after the role are read, too.
             found = connection.scalar(text(f"SELECT count(*) FROM {table}"))
