@@ -69,6 +69,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # aiokafka's state of each partition when we sought in it. A rebalance makes
         # another, which stands at Kafka's committed offset until we seek again.
         self._sought: dict[TP, Any] = {}
+        # Of other topics, that state and where it stood when we took from it first.
+        self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
         await super().on_start()
 
@@ -100,6 +102,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # Faust reads aborted records unless it runs transactions itself.
         consumer._isolation_level = "read_committed"
         consumer._fetch_max_bytes = MAX_FETCH_BYTES
+        # Without tables and standbys Faust takes Kafka's round robin: it keeps no two
+        # topics' partitions together, and tells no worker where the others' are.
+        consumer._partition_assignment_strategy = [self.app.assignor]
         return consumer
 
     @property
@@ -120,15 +125,19 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 about to assign all of them anew.
         """
         consumer = self._ensure_consumer()
-        # Until then aiokafka goes on with those that were ours; the lane has forgotten
-        # them, and would wait for ever for those that become another's.
-        if consumer._fetcher._subscriptions.reassignment_in_progress:
-            raise IllegalStateError("the group is assigning its partitions anew")
+        self._refuse_while_assigning(consumer)
         for tp, start in starts.items():
             aiotp = driver.ensure_aiokafka_TP(tp)
             consumer.seek(aiotp, start.offset)
             self._sought[tp] = self._state(consumer._fetcher, aiotp)
             self.lane.start(tp, start.topic_id, start.offset, end=start.end)
+
+    @staticmethod
+    def _refuse_while_assigning(consumer: Any) -> None:
+        # Until then aiokafka goes on with those that were ours; the lane has forgotten
+        # them, and would wait for ever for those that become another's.
+        if consumer._fetcher._subscriptions.reassignment_in_progress:
+            raise IllegalStateError("the group is assigning its partitions anew")
 
     async def lane_commit(self, starts: Mapping[TP, Start]) -> Mapping[TP, int]:
         """Commit what the ledger says, where nothing may come for a long time.
@@ -160,19 +169,59 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             for tp, aiotp in aiotps.items()
         }
 
-    async def seek_others_to_committed(self, tps: Iterable[TP]) -> Mapping[TP, int]:
-        """Seek partitions that are not the lane's, as Faust does."""
-        found: Mapping[TP, int] = await self._ensure_consumer().seek_to_committed(
-            *(driver.ensure_aiokafka_TP(tp) for tp in tps)
-        )
-        return found
+    async def seek_others(
+        self, tps: Iterable[TP], applied: Mapping[TP, int]
+    ) -> Mapping[TP, int | None]:
+        """Seek partitions that are not the lane's; returns what is committed of them.
 
-    async def _fetch_records(
+        Arguments:
+            applied: Where to go on with changelogs, of which nothing is committed.
+
+        Raises:
+            IllegalStateError: As `lane_seek` does.
+        """
+        consumer: Any = self._ensure_consumer()
+        aiotps = {tp: driver.ensure_aiokafka_TP(tp) for tp in tps}
+        known = await consumer._coordinator.fetch_committed_offsets(
+            list(aiotps.values())
+        )
+        self._refuse_while_assigning(consumer)
+        committed: dict[TP, int | None] = {}
+        for tp, aiotp in aiotps.items():
+            offset = known[aiotp].offset if aiotp in known else -1
+            committed[tp] = None if offset < 0 else offset
+            goes_on = applied.get(tp, offset)
+            state, first = self._began.get(tp, (None, -1))
+            if goes_on < 0 and state is self._state(consumer._fetcher, aiotp):
+                goes_on = first  # what we took was not handed out, or not done
+            if goes_on >= 0:
+                consumer.seek(aiotp, goes_on)
+        return committed
+
+    async def fetch(
+        self, flow: int, active_partitions: set[TP] | None, timeout: float
+    ) -> Any:
+        """Fetch, as long as it is for the consumer's flow of that number."""
+        consumer = self._ensure_consumer()
+        if active_partitions is None:  # not a worker
+            return await self.getmany(active_partitions, timeout)
+        return await self.call_thread(
+            self._fetch,
+            consumer,
+            active_partitions,
+            flow=flow,
+            timeout=timeout,
+            max_records=consumer._max_poll_records,
+        )
+
+    async def _fetch(
         self,
         consumer: aiokafka.AIOKafkaConsumer,
         active_partitions: set[TP],
-        timeout: float | None = None,
-        max_records: int | None = None,
+        *,
+        flow: int,
+        timeout: float,
+        max_records: int | None,
     ) -> Any:
         """Return records by partition: of a lane topic all chunks as those of one.
 
@@ -186,15 +235,19 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         lane_tps = self.lane.of(active_partitions)
         others = active_partitions - lane_tps
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (timeout or 0.0)
+        deadline = loop.time() + timeout
         with fetcher._subscriptions.fetch_context():
-            while self.consumer.flow_active:
+            # What is taken for a flow that has ended is lost, where it was sought for
+            # the next one already: between this look and the taking nothing may wait.
+            while self._flows(flow):
                 if fetcher._subscriptions.reassignment_in_progress:
                     await fetcher._subscriptions.wait_for_assignment()
+                    continue
                 self._room.clear()
                 found: dict[TP, Any] = self._take_chunks(fetcher, lane_tps)
                 self._linger(fetcher, loop.time(), bool(found))
                 if others:
+                    self._note_beginnings(fetcher, others)
                     # With no time to wait it returns at once.
                     found.update(
                         await fetcher.fetched_records(
@@ -207,6 +260,19 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     fetcher, min(deadline - loop.time(), PAUSE_SECONDS)
                 )
         return {}  # a rebalance has begun
+
+    def _flows(self, flow: int) -> bool:
+        consumer: Any = self.consumer
+        return bool(consumer.flow_active) and consumer.flow == flow
+
+    def _note_beginnings(self, fetcher: Any, tps: Iterable[TP]) -> None:
+        for tp in tps:
+            aiotp = driver.ensure_aiokafka_TP(tp)
+            if aiotp in fetcher._records:
+                state = self._state(fetcher, aiotp)
+                known, _ = self._began.get(tp, (None, -1))
+                if state is not known and state and state.has_valid_position:
+                    self._began[tp] = (state, state.position)
 
     def _linger(self, fetcher: Any, now: float, found: bool) -> None:
         """Decide how long Kafka may wait for more, from the next request on."""
