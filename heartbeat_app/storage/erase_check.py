@@ -177,7 +177,7 @@ def check_letters(engine: Engine, check: Check) -> Iterator[int]:
 # Patterns, over what encode(…, 'escape') writes
 
 # A run of backslashes, some of which may be written by their number.
-BACKSLASHES = r"((\\+(u005[cC])?)+)"
+BACKSLASHES = r"((\\+(u005[cC])*)+)"
 QUOTE = '("|u0022)'
 _SHORT = {"\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
 

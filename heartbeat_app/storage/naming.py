@@ -33,8 +33,11 @@ MAX_ID_CHARACTERS = 255
 # The closing quote may be missing, and nothing is read twice: a record of a megabyte
 # that was made to take long must not.
 _TEXT = re.compile(r'"((?:[^"\\]|\\.)*+)"?', re.DOTALL)
-_ID_TEXT = re.compile(r'"customer_id"\s*+:\s*+(?="((?:[^"\\]|\\.)*+))', re.DOTALL)
-_ID_NUMBER = re.compile(r'"customer_id"\s*+:\s*+(-?\d[\d.eE+-]*+)')
+# Its letters may be written by their numbers: were they read first, the quotes within
+# an id would be, too.
+_FIELD = '"' + "".join(rf"(?:{c}|\\u(?i:{ord(c):04x}))" for c in "customer_id") + '"'
+_ID_TEXT = re.compile(_FIELD + r'\s*+:\s*+(?="((?:[^"\\]|\\.)*+))', re.DOTALL)
+_ID_NUMBER = re.compile(_FIELD + r"\s*+:\s*+(-?\d[\d.eE+-]*+)")
 _IS_NAME = re.compile(r"\s*+:")
 _NUMBERED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
