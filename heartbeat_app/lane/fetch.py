@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -18,12 +19,15 @@ from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.lane import Lane
-from heartbeat_app.lane.records import unpack
 
 # A fetch is bounded in compressed bytes only; these bound what it may grow to: a
 # megabyte of one letter is some hundred bytes.
 MAX_CHUNK_RECORDS = 50_000
-MAX_CHUNK_BYTES = 16 * 1024 * 1024
+MAX_CHUNK_BYTES = 6 * 1024 * 1024
+# For so long the thread's loop may do nothing else but unpack: of one partition, and of
+# all. It is the group's heartbeat that waits, and the other partitions.
+UNPACK_SECONDS = 0.05
+ROUND_SECONDS = 0.1
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
 # each partition but for this limit.
 MAX_FETCH_BYTES = 4 * 1024 * 1024
@@ -69,6 +73,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # aiokafka's state of each partition when we sought in it. A rebalance makes
         # another, which stands at Kafka's committed offset until we seek again.
         self._sought: dict[TP, Any] = {}
+        self._goes_on = False  # one has more to be unpacked at once
         # Of other topics, that state and where it stood when we took from it first.
         self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
@@ -256,6 +261,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     )
                 if found or loop.time() >= deadline or fetcher._closed:
                     return found
+                if self._goes_on:  # when the loop has done what else there is
+                    await asyncio.sleep(0)
+                    continue
                 await self._wait_for_more(
                     fetcher, min(deadline - loop.time(), PAUSE_SECONDS)
                 )
@@ -309,8 +317,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
 
     def _take_chunks(self, fetcher: Any, tps: Iterable[TP]) -> dict[TP, list[Chunks]]:
         by_topic: defaultdict[str, list[Chunk]] = defaultdict(list)
-        for tp in tps:
+        self._goes_on = False
+        began = time.monotonic()
+        # Who had its turn last is the last one.
+        for tp in self.lane.in_turn(tps):
+            now = time.monotonic()
+            if now - began > ROUND_SECONDS:
+                self._goes_on = True
+                break
             if self.lane.has_room(tp):
+                self.lane.partitions[tp].served = now
                 chunk = self._take_chunk(fetcher, tp)
                 if chunk is not None:
                     self.lane.partitions[tp].waiting[chunk.position] = chunk.size
@@ -341,15 +357,21 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             return None
         fetched = result._partition_records
         try:
-            records, size, passed_over = unpack(
-                fetched, MAX_CHUNK_RECORDS, MAX_CHUNK_BYTES
+            unpacked = self.lane.unpacker.unpack(
+                fetched,
+                MAX_CHUNK_RECORDS,
+                min(MAX_CHUNK_BYTES, self.lane.room()),
+                time.monotonic() + UNPACK_SECONDS,
             )
         except BaseException:
             self._drop(fetcher, aiotp)
             raise
         result._update_position()
-        if not fetched._records.has_next():
+        if fetched._records.is_done:
             self._drop(fetcher, aiotp)
+        elif unpacked.is_cut_short:
+            self._goes_on = True
+            partition.steps += 1
         asked, position = partition.expected, state.position
         if position == asked:
             return None
@@ -364,10 +386,12 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             # log's start, since the log begins after it.
             missing=begin - asked,
             end_offset=max(position, state.lso or state.highwater or 0),
-            records=records,
-            size=size,
+            records=unpacked.records,
+            large=unpacked.large,
+            unread=unpacked.unread,
+            size=unpacked.size,
             epoch=partition.epoch,
-            unexplained=position - begin - len(records) - passed_over,
+            unexplained=position - begin - unpacked.explained,
         )
 
     @staticmethod

@@ -161,8 +161,8 @@ BY_SCENARIO = (
         (
             Patch(
                 "heartbeat_app/lane/records.py",
-                "        except UnicodeDecodeError:\n",
-                "        except ZeroDivisionError:\n",
+                'headers.append((name.decode("utf-8", "surrogateescape"), content))',
+                "headers.append((name.decode(), content))",
             ),
         ),
     ),
