@@ -119,7 +119,7 @@ def test_what_may_name_a_customer(customer: str, value: bytes, expected: bool) -
         (b"", False),
         (b"{", False),
         ("zo\u00e9".encode(), False),
-        (gzip.compress(b"x"), True),
+        (gzip.compress(b"x", mtime=0), True),
         (b"BZh91AY&SY", True),
         ("anna".encode("utf-16"), True),
         (b"\xff\xfe", True),
