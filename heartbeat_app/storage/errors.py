@@ -70,6 +70,11 @@ def is_taken_id(error: BaseException) -> bool:
     return is_duplicate(error) and (constraint(error) or "").endswith("_pkey")
 
 
+def is_lack_of_resources(error: BaseException) -> bool:
+    """Whether the server ran out of something: its disk, its memory, connections."""
+    return (sqlstate(error) or "").startswith("53")
+
+
 def is_missing_day(error: BaseException) -> bool:
     """Whether no partition fits the row: a check violation without a name."""
     return sqlstate(error) == CHECK_VIOLATION and not constraint(error)

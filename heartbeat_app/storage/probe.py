@@ -1,7 +1,6 @@
 """Probes: made-up records that tell whether the database takes any. Pure.
 
-They are written as beats and dead letters are, and rolled back. Each is as large as the
-record that it stands for: a disk that is full has room for a small one.
+They are written as beats and dead letters are, and rolled back.
 """
 
 from __future__ import annotations
@@ -42,17 +41,20 @@ def beat_like(beat: Heartbeat) -> Heartbeat:
     return Heartbeat(name, instant, _HEART_RATE)
 
 
-def probe_of(part: Batch, next_offset: int) -> Batch:
+def probe_of(part: Batch, next_offset: int, *, as_large: bool) -> Batch:
     """A batch like the first record of another, to begin at that offset.
 
     Two beats of its day, if it is one, of customers that nobody has; and a record that
     is refused.
+
+    Arguments:
+        as_large: The refused one is as large as the other's, not as its excerpt.
     """
     beats: list[Heartbeat] = []
-    size = KEPT_BYTES  # a rejected beat's letter has no more
+    size = KEPT_BYTES
     if part.beats:
         beats = [beat_like(part.beats[0]), beat_like(part.beats[0])]
-    elif part.refused:
+    elif part.refused and as_large:
         size = min(size_of(part.refused[0].record), MAX_BYTES)
     records: list[Record] = [_Made(next_offset + n, b"") for n in range(len(beats))]
     letter = _Made(next_offset + len(beats), os.urandom(size))

@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.excerpts import KEPT_BYTES
 from heartbeat_app.models import Heartbeat
 from heartbeat_app.storage import days, erasures, errors, marks, probe
 from heartbeat_app.storage.tables import dead_letters, heartbeats
@@ -73,7 +74,11 @@ _pending = and_(
     _c.reason != Reason.CUSTOMER_ERASED.value,
 )
 # What it needs was not kept.
-_incomplete = or_(_c.record_size.is_not(None), _c.last_offset.is_not(None))
+_incomplete = or_(
+    _c.record_size > KEPT_BYTES,
+    and_(_c.record_size.is_not(None), _c.value.is_(None)),
+    _c.last_offset.is_not(None),
+)
 
 
 def refused(reason: Reason) -> str:

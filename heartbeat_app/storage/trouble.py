@@ -28,6 +28,8 @@ class Trouble:
         records: How many records it has at most.
         until: Where the last one ended that failed again: for one of the records
             before, it may be.
+        lacks_resources: So said the last failure: a probe has to be as large as what
+            it stands for, since a full disk may have room for a small one.
         takes_others: A probe has passed since.
         failures: How often the record at `at` failed alone, each time after a probe
             that passed.
@@ -40,6 +42,7 @@ class Trouble:
     at: int
     records: int = ALL
     until: int = 0
+    lacks_resources: bool = False
     takes_others: bool = False
     failures: int = 0
     error: str = ""

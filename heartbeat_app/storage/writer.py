@@ -209,7 +209,9 @@ class Writer:
         halves = suspected.records > 1
         # To find it takes a few attempts; what comes of them is not believed before
         # it is alone, and the database was asked again.
-        if not (halves and trouble.takes_others) and not self._takes_others(suspected):
+        if not (halves and trouble.takes_others) and not self._takes_others(
+            suspected, as_large=trouble.lacks_resources
+        ):
             return trouble.part_of(rest), False
         if not trouble.takes_others:
             trouble.takes_others = True
@@ -227,8 +229,9 @@ class Writer:
             [written] = self._try([batch])
         except (LedgerWentBackError, BooksError):
             raise
-        except Exception:
+        except Exception as error:
             trouble = self._troubles[_row(batch)] = Trouble(batch.asked)
+            trouble.lacks_resources = errors.is_lack_of_resources(error)
             if time.monotonic() - began >= SLOW_SECONDS:
                 _halve(trouble, batch)
             raise
@@ -251,6 +254,7 @@ class Writer:
         if seconds >= SLOW_SECONDS:
             _halve(trouble, part)
             return False
+        trouble.lacks_resources = errors.is_lack_of_resources(error)
         was_searched = trouble.is_searched
         trouble.until = part.position
         if not probed:
@@ -269,22 +273,22 @@ class Writer:
         trouble.error, trouble.why = errors.name(error), errors.sentence(error)
         return True
 
-    def _takes_others(self, batch: Batch) -> bool:
+    def _takes_others(self, batch: Batch, *, as_large: bool) -> bool:
         """Whether a probe of the batch's first day passes."""
         try:
             with self._attempt([batch]):
                 batch = self._make_days(batch)
                 with transaction(self._engine) as connection:
-                    self._probe(connection, batch)
+                    self._probe(connection, batch, as_large=as_large)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is an answer)
             log.debug("%s: the database takes no others: %r", batch, error)
             return False
         return True
 
-    def _probe(self, connection: Connection, batch: Batch) -> None:
+    def _probe(self, connection: Connection, batch: Batch, *, as_large: bool) -> None:
         began = time.perf_counter()
         next_offsets, _ = self._begin(connection, [batch])
-        made = probe_of(batch, next_offsets[batch.partition])
+        made = probe_of(batch, next_offsets[batch.partition], as_large=as_large)
         insert_every_way(connection, made.beats)
         found = Inserted(stored=[beat.timestamp for beat in made.beats])
         self._book(connection, [made], [found], began, end=ROLLBACK)

@@ -223,7 +223,7 @@ BY_SCENARIO = (
         "an attempt after a failure asks in new sessions, not in ones of before",
         "read-only",
         "it goes on",
-        (Patch(WRITER, "                self._engine.dispose()\n", "                pass\n"),),
+        (Patch(WRITER, "self._engine.dispose()\n", "pass\n"),),
     ),
     Guard(
         "halving",

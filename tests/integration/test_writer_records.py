@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import psycopg2
@@ -20,9 +21,11 @@ from heartbeat_app.batches import Batch, Refused
 from heartbeat_app.exceptions import ApartError
 from heartbeat_app.models import Heartbeat
 from heartbeat_app.storage import engine as storage_engine
+from heartbeat_app.storage.days import ensure_days
+from heartbeat_app.storage.replay import replay
 from heartbeat_app.storage.writer import Writer
-from heartbeat_app.validation import Reason, Refusal
-from tests.storing import Kept, Received, batch_of, beat, beats, rows_of, store
+from heartbeat_app.validation import Reason, Refusal, Rules
+from tests.storing import START, Kept, Received, batch_of, beat, beats, rows_of, store
 
 pytestmark = pytest.mark.integration
 
@@ -73,7 +76,7 @@ def raising(state: str) -> str:
     )
 
 
-IS_BAD = "NEW.customer_id LIKE 'bad%'"
+IS_BAD = "starts_with(NEW.customer_id, 'bad')"
 
 
 @pytest.fixture
@@ -86,9 +89,9 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(sum(batch.records for batch in batches))
         return write(self, connection, batches)
 
-    def count_probe(self: Writer, connection: Any, batch: Any) -> None:
+    def count_probe(self: Writer, *arguments: Any, **options: Any) -> None:
         made.append(0)
-        return probe(self, connection, batch)
+        return probe(self, *arguments, **options)
 
     monkeypatch.setattr(Writer, "_write", count_write)
     monkeypatch.setattr(Writer, "_probe", count_probe)
@@ -154,12 +157,7 @@ def test_its_dead_letter_has_its_beginning_its_size_and_its_digest(
     whole = b"key" + value + b"device7"
     assert row.record_size == len(whole)
     assert bytes(row.record_sha256) == hashlib.sha256(whole).digest()
-    assert row.customer_ids == ["bad", "key", "7"] or set(row.customer_ids) == {
-        "bad",
-        "key",
-        "device",
-        "7",
-    }
+    assert set(row.customer_ids) == {"bad", "key", "device", "7"}
 
 
 def test_a_check_of_somebody_elses_is_told_by_the_rows_that_it_lets_in(
@@ -259,7 +257,7 @@ def test_where_its_beginning_fails_too_nothing_of_it_is_kept(
     on_insert(
         kept,
         raising("22P05"),
-        "NEW.headers::TEXT LIKE '%wrong%' OR NEW.detail LIKE '%made up%'",
+        "strpos(NEW.headers::TEXT, 'wrong') > 0 OR strpos(NEW.detail, 'made up') > 0",
         "dead_letters",
     )
     bad = Received(3, b"x" * 6_000, b"key", [("wrong", b"1")])
@@ -302,18 +300,13 @@ def test_a_right_that_was_revoked_rejects_nothing(
     writer: Writer, kept: Kept, what: str
 ) -> None:
     before = kept.everything()
-    for partition, batch in enumerate([batch_of([BAD]), batch_of([None], partition=1)]):
-        del partition
-        kept.do(f"REVOKE {what} FROM worker")
-        for _ in range(8):
-            # One of a refused record needs no beats.
-            if "heartbeats" not in what or batch.beats:
-                fails(writer, batch, 1)
-        assert kept.everything() == before
-        kept.do(f"GRANT {what} TO worker")
-        store(writer, batch, attempts=1)
-        before = kept.everything()
-    assert kept.letters() == [(0, "not_json")]
+    batch = batch_of([BAD, None])
+    kept.do(f"REVOKE {what} FROM worker")
+    fails(writer, batch, 8)
+    assert kept.everything() == before
+    kept.do(f"GRANT {what} TO worker")
+    store(writer, batch, attempts=1)
+    assert kept.letters() == [(1, "not_json")]
 
 
 def test_a_duplicate_rejects_nothing_where_there_are_no_temporary_tables(
@@ -323,7 +316,7 @@ def test_a_duplicate_rejects_nothing_where_there_are_no_temporary_tables(
     writer.write(batch_of([BAD]))
     before = kept.everything()
     kept.do(
-        f'REVOKE TEMPORARY ON DATABASE "{name}" FROM worker',
+        f'REVOKE TEMPORARY ON DATABASE "{name}" FROM worker, PUBLIC',
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE application_name = 'writer' AND datname = current_database()",
     )
@@ -353,6 +346,7 @@ def test_a_record_that_waits_for_another_session_is_never_at_fault(
 ) -> None:
     monkeypatch.setattr(storage_engine, limit, 150)
     writer = make_writer()
+    ensure_days(engine, [BAD.timestamp.date()])
     batch = batch_of([*beats(3), BAD, *beats(3, first=3)])
     with holding(engine, BAD):
         fails(writer, batch, 8)
@@ -373,7 +367,8 @@ def test_an_outage_of_fifty_thousand_records_is_asked_for_by_probes(
     kept.do("DROP TRIGGER theirs ON heartbeats")
     attempts.clear()
     assert store(writer, batch, attempts=1).stored == 50_000
-    assert attempts == [0, 25_000, 25_000]
+    assert attempts[:2] == [0, 25_000]
+    assert len(attempts) < 20
 
 
 def test_an_outage_that_begins_in_the_midst_of_a_search_rejects_nothing(
@@ -479,7 +474,7 @@ def test_a_batch_read_anew_goes_on_behind_what_is_stored(
 def test_its_search_says_so_once_without_the_record(
     writer: Writer, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
-    on_insert(kept, "RAISE EXCEPTION 'no %', NEW.customer_id", IS_BAD)
+    on_insert(kept, "RAISE EXCEPTION USING MESSAGE = 'no ' || NEW.customer_id", IS_BAD)
     store(writer, batch_of([*beats(10), BAD, *beats(10, first=10), beat("bad", 2.0)]))
     [record] = caplog.records
     assert record.levelno == logging.WARNING
@@ -489,3 +484,39 @@ def test_its_search_says_so_once_without_the_record(
         "no bad",
         "no bad",
     ]
+
+
+def test_a_rejected_beat_is_stored_by_a_replay_once_it_can_be(
+    writer: Writer, kept: Kept, engine: Engine
+) -> None:
+    value = json.dumps(
+        {"customer_id": "bad", "timestamp": "2026-01-01T12:00:01Z", "heart_rate": 70}
+    ).encode()
+    batch = dataclasses.replace(batch_of([BAD]), sources=[Received(0, value)])
+    on_insert(kept, raising("XX000"), IS_BAD)
+    store(writer, batch)
+    assert kept.letters() == [(0, REJECTED)]
+    rules = Rules.at(
+        START + timedelta(days=1), max_future_seconds=1, retention_days=None
+    )
+    assert replay(engine, rules, START).outcomes == {f"refused: {REJECTED}": 1}
+    kept.do("DROP TRIGGER theirs ON heartbeats")
+    assert replay(engine, rules, START).outcomes == {"stored": 1}
+    assert kept.beats() == rows_of([BAD])
+
+
+def test_a_replay_is_no_judge_in_an_outage(
+    writer: Writer, kept: Kept, engine: Engine
+) -> None:
+    value = json.dumps(
+        {"customer_id": "bad", "timestamp": "2026-01-01T12:00:01Z", "heart_rate": 70}
+    ).encode()
+    store(writer, refused_as(Received(3, value)))
+    on_insert(kept, raising("22000"))
+    rules = Rules.at(
+        START + timedelta(days=1), max_future_seconds=1, retention_days=None
+    )
+    with pytest.raises(DBAPIError):
+        replay(engine, rules, START)
+    kept.do("DROP TRIGGER theirs ON heartbeats")
+    assert replay(engine, rules, START).outcomes == {"stored": 1}
