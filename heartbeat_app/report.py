@@ -10,6 +10,7 @@ from datetime import date, datetime
 from typing import Any
 
 from heartbeat_app.audit import Audit, Line
+from heartbeat_app.exceptions import printable
 from heartbeat_app.excerpts import KEPT_BYTES
 from heartbeat_app.exporting import Exported
 from heartbeat_app.kafka import TopicLog
@@ -175,7 +176,8 @@ def books_table(audit: Audit) -> str:
     for line in audit.lines:
         by_topic.setdefault((line.topic, line.topic_id), []).append(line)
     for (topic, topic_id), lines in by_topic.items():
-        parts.append(f"Topic {topic} (id {topic_id})")
+        no_longer = "" if lines[0].is_read else ", no longer read"
+        parts.append(f"Topic {topic} (id {topic_id}){no_longer}")
         parts.append(_columns([head, *map(_books_row, lines)]))
     total = audit.books.total
     if len(audit.lines) > 1:
@@ -269,6 +271,7 @@ def _line_json(line: Line) -> dict[str, object]:
         "log_begin": line.log.begin if line.log else None,
         "log_end": line.log.end if line.log else None,
         "lag": line.lag,
+        "is_read": line.is_read,
     }
 
 
@@ -535,7 +538,7 @@ def _cell(value: object) -> tuple[str, bool]:
         return "?", False
     if isinstance(value, int):
         return f"{value:,}", True
-    return str(value), False
+    return printable(str(value)), False
 
 
 def _instant(when: datetime) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.exceptions import printable
+
 CHECK_VIOLATION = "23514"
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
@@ -35,7 +37,7 @@ def constraint(error: BaseException) -> str | None:
 def words(error: BaseException) -> str:
     """What went wrong, in one line for a log: no SQL, no parameters."""
     text = str(original(error)).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return printable(text.splitlines()[0])
 
 
 def name(error: BaseException) -> str:

@@ -75,8 +75,11 @@ _pending = and_(
 )
 # What it needs was not kept.
 _incomplete = or_(
-    _c.record_size > KEPT_BYTES,
-    and_(_c.record_size.is_not(None), _c.value.is_(None)),
+    # Never null, which would leave out letters of whole records.
+    and_(
+        _c.record_size.is_not(None),
+        or_(_c.record_size > KEPT_BYTES, _c.value.is_(None)),
+    ),
     _c.last_offset.is_not(None),
 )
 

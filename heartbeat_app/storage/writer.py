@@ -108,6 +108,7 @@ class Written:
         seconds: What the transaction took, its commit included.
         reasons: How many became dead letters for which reason; their sum is `dead`.
         delays: Of the beats that were stored.
+        unexplained: Offsets without a record that no transaction explains.
         rest: What is still to be written: all of it was too much at once, or some
             record of it may be at fault.
     """
@@ -121,6 +122,7 @@ class Written:
     seconds: float = field(default=0.0, compare=False)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     delays: ingest.Delays = ingest.NO_DELAYS
+    unexplained: int = 0
     rest: Batch | None = field(default=None, compare=False)
 
     @property
@@ -425,6 +427,7 @@ class Writer:
                 unreadable=sum(each.offsets for each in batch.unreadable),
                 reasons=Counter(each.refusal.reason for each in refused),
                 delays=ingest.Delays.of(found.stored, now),
+                unexplained=min(batch.unexplained, batch.gap),
             )
         booked = [(batch, written[batch.partition]) for batch in batches]
         run(
@@ -604,7 +607,6 @@ def _arrival(batch: Batch, written: Written) -> ingest.Arrival:
 
 
 def _entry(batch: Batch, written: Written) -> ledger.Entry:
-    holes = batch.position - batch.asked - batch.records
     return ledger.Entry(
         batch.topic_id,
         batch.partition,
@@ -614,7 +616,7 @@ def _entry(batch: Batch, written: Written) -> ledger.Entry:
             **written.counts,
             "missing": batch.missing,
             "unreadable": written.unreadable,
-            "gap": holes - batch.missing - written.unreadable,
+            "gap": batch.gap,
         },
     )
 

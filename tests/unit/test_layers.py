@@ -20,7 +20,7 @@ LAYERS = (
     ("exceptions",),
     ("config",),
     ("models", "validation", "batches", "excerpts"),
-    ("lane", "storage", "kafka", "embedded", "waiting"),
+    ("lane", "storage", "kafka", "embedded", "waiting", "policy"),
     (
         "topics",
         "recordings",
@@ -29,6 +29,7 @@ LAYERS = (
         "watchdog",
         "maintenance",
         "access",
+        "connections",
         "live",
     ),
     ("metrics",),
@@ -36,9 +37,10 @@ LAYERS = (
 )
 EDGE = len(LAYERS)
 
-# validation and excerpts need models, and batches both; no parts of any other layer are
-# neighbours.
+# validation and excerpts need models, and batches both; connections knows which pages
+# are open. No parts of any other layer are neighbours.
 NEIGHBOURS = {
+    ("connections", "access"),
     ("validation", "models"),
     ("batches", "models"),
     ("batches", "validation"),
