@@ -63,6 +63,8 @@ def probe_of(part: Batch, next_offset: int, *, as_large: bool) -> Batch:
         asked=next_offset,
         position=letter.offset + 1,
         missing=0,
+        unexplained=0,
+        unreadable=(),
         beats=beats,
         sources=records,
         refused=[Refused(letter, Refusal(Reason.REJECTED_BY_DATABASE, "A probe."))],
