@@ -11,6 +11,7 @@ from typing import Any
 
 from heartbeat_app.audit import Audit, Line
 from heartbeat_app.exceptions import printable
+from heartbeat_app.excerpts import KEPT_BYTES
 from heartbeat_app.exporting import Exported
 from heartbeat_app.kafka import TopicLog
 from heartbeat_app.sending import Tally
@@ -421,10 +422,11 @@ def _excerpt(letter: Letter) -> Iterator[str]:
         offsets = letter.last_offset - letter.offset + 1
         yield f"not kept    {_many(offsets, 'offset')} that could not be read"
     if letter.record_size is not None:
-        yield (
-            f"kept        the beginning of {_many(letter.record_size, 'byte')}, or "
-            "nothing; it cannot be replayed"
-        )
+        size = _many(letter.record_size, "byte")
+        if letter.record_size <= KEPT_BYTES and letter.size is not None:
+            yield f"kept        all of {size}"
+        else:
+            yield f"kept        at most the beginning of {size}; it cannot be replayed"
         yield f"SHA-256     {letter.record_sha256 or 'erased'}"
         named = json.dumps(letter.customer_ids or [], ensure_ascii=False)
         yield f"customers   {escaped(named)}"

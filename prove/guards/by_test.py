@@ -298,9 +298,8 @@ BY_TEST = (
         (
             Patch(
                 WRITER,
-                "            self._erased = Erased()\n"
-                "            # The next",
-                "            # The next",
+                "            self._erased = Erased()\n            if not halves:\n",
+                "            if not halves:\n",
             ),
         ),
     ),

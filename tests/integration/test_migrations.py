@@ -36,7 +36,17 @@ from tests.servers import (
     engine_of,
     run,
 )
-from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
+from tests.storing import (
+    START,
+    TOPIC,
+    TOPIC_ID,
+    Kept,
+    batch_of,
+    beat,
+    beats,
+    rows_of,
+    store,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -91,7 +101,7 @@ def store_some(settings: Settings) -> None:
     writer.write(batch_of(beats(3)))
     other_day = beat(at=START - timedelta(days=400))
     items = [*beats(5), beat(rate=99), None, beat("w", rate=0), other_day]
-    written = writer.write(batch_of(items, asked=3))
+    written = store(writer, batch_of(items, asked=3))
     assert (written.stored, written.duplicate, written.dead) == (3, 3, 3)
     kept = Kept(engine)
     assert kept.beats() == rows_of([*beats(5), other_day])
