@@ -33,7 +33,7 @@ from heartbeat_app.application import app, credentials
 from heartbeat_app.audit import audit
 from heartbeat_app.config import Settings
 from heartbeat_app.deep import Comparer, DeepAudit
-from heartbeat_app.exceptions import CommandError
+from heartbeat_app.exceptions import CommandError, printable
 from heartbeat_app.exporting import (
     CSV,
     PARQUET,
@@ -204,7 +204,7 @@ def send(
         for recording in recordings:
             stack.callback(recording.close)  # before its file
         tally = sender.send(paced(recordings, speed))
-    click.echo(report.sent(tally, topic))
+    _say(report.sent(tally, topic))
     if tally.stopped_by is not None:
         ctx.exit(128 + tally.stopped_by)
     if problem := report.sending_problem(tally):
@@ -304,11 +304,11 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             trouble = error.message
     result = audit(found, topic, logs, before=before, faults=faults, deep=compared)
     if _wants_json(ctx, as_json):
-        click.echo(report.books_json(result, trouble))
-        ctx.exit(0 if result.complete and not result.problems else 1)
-    click.echo(report.books_table(result))
+        _say(report.books_json(result, trouble))
+        ctx.exit(1 if trouble or result.problems else 0)
+    _say(report.books_table(result))
     for warning in result.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        _say(f"Warning: {warning}", err=True)
     if result.problems:
         raise CommandError(report.imbalance(result, trouble))
     if trouble:
@@ -316,7 +316,7 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             f"{trouble}\nThe books balance in PostgreSQL; what Kafka holds was not "
             "checked."
         )
-    click.echo(report.balance(result))
+    _say(report.balance(result))
 
 
 @cli.command()
@@ -331,9 +331,9 @@ def partitions(ctx: click.Context, as_json: bool) -> None:
     with _database("partitions") as engine:
         found = read_partitions(engine)
     if _wants_json(ctx, as_json):
-        click.echo(report.partitions_json(found))
+        _say(report.partitions_json(found))
     else:
-        click.echo(report.partitions_table(found))
+        _say(report.partitions_table(found))
 
 
 @cli.group("dead-letters")
@@ -365,9 +365,9 @@ def list_letters(
         counts = dead_letters.count_by_reason(engine)
         letters = dead_letters.list_letters(engine, reason=wanted, limit=limit)
     if _wants_json(ctx, as_json):
-        click.echo(report.letters_json(letters, counts))
+        _say(report.letters_json(letters, counts))
     else:
-        click.echo(report.letters_table(letters, counts))
+        _say(report.letters_table(letters, counts))
 
 
 @dead_letters_group.command("show")
@@ -381,9 +381,9 @@ def show_letter(ctx: click.Context, letter_id: int, as_json: bool) -> None:
     if found is None:
         raise CommandError(f"There is no dead letter {letter_id}.")
     if _wants_json(ctx, as_json):
-        click.echo(report.letter_json(*found))
+        _say(report.letter_json(*found))
     else:
-        click.echo(report.letter_text(*found))
+        _say(report.letter_text(*found))
 
 
 @dead_letters_group.command("replay")
@@ -420,7 +420,7 @@ def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> Non
             dry_run=dry_run,
             progress=progress,
         )
-    click.echo(report.replayed(result, dry_run=dry_run))
+    _say(report.replayed(result, dry_run=dry_run))
 
 
 @cli.command("erase")
@@ -461,11 +461,11 @@ def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
         try:
             result = erase(engine, customer, progress, go_on)
         except KeyboardInterrupt:
-            click.echo(report.erasure_stopped(noted=noted), err=True)
+            _say(report.erasure_stopped(noted=noted), err=True)
             ctx.exit(128 + (stop.signal or signal.SIGINT))
-    click.echo(report.erased(result))
-    click.echo(_still_in_kafka())
-    click.echo(report.ERASE_ELSEWHERE)
+    _say(report.erased(result))
+    _say(_still_in_kafka())
+    _say(report.ERASE_ELSEWHERE)
 
 
 def _still_in_kafka() -> str:
@@ -558,7 +558,7 @@ def export_beats(
             format,
             progress,
         )
-    click.echo(report.exported(result, click.format_filename(path)), err=to_stream)
+    _say(report.exported(result, click.format_filename(path)), err=to_stream)
     if result.stopped_by is not None:
         ctx.exit(128 + result.stopped_by)
 
@@ -595,6 +595,11 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
         raise CommandError(f"{where}: {words}") from error
     finally:
         engine.dispose()
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Print it; names that came from elsewhere cannot move the terminal."""
+    click.echo(printable(text), err=err)
 
 
 def _state(ctx: click.Context) -> State:
