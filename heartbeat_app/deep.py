@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from heartbeat_app.kafka import LogRange, TopicLog
-from heartbeat_app.log_reader import LogMoved, LogReader, Part, Record
+from heartbeat_app.log_reader import ATTEMPTS, LogMoved, LogReader, Part, Record
 from heartbeat_app.reference import MICROSECOND_OF_2000, Beat, judge
 from heartbeat_app.storage.books import PartitionBooks, Rows
 from heartbeat_app.storage.compare import Letter, Lookup
@@ -187,7 +187,7 @@ class Comparer:
         books = compared.books
         self._given_up = lookup.unreadable(books.topic_id, books.partition)
         at, end = books.first_offset, books.next_offset
-        while at < end:
+        for _ in range(ATTEMPTS):
             held = _held(books, log)
             if held is None or held.begin >= end:
                 break
@@ -230,10 +230,10 @@ class Comparer:
             compared.not_verifiable += part.holes
             for record in part.records:
                 letter = letters.get(record.offset)
-                if self._is_given_up(record.offset) or (record.is_large and not letter):
+                beat, is_sure = judged(record)
+                if self._is_given_up(record.offset) or not (is_sure or letter):
                     compared.not_verifiable += 1
                     continue
-                beat = _beat(record, letter)
                 if beat is not None:
                     beats.append((record.offset, beat))
                     continue
@@ -335,23 +335,24 @@ def _held(books: PartitionBooks, log: TopicLog | None) -> LogRange | None:
     return log.partitions.get(books.partition)
 
 
-def _beat(record: Record, letter: Letter | None) -> Beat | None:
-    """What the record is; None: no beat, and so it must have a letter."""
+def judged(record: Record) -> tuple[Beat | None, bool]:
+    """What the record is, if it is a beat; and whether that is sure."""
     if record.is_large:
-        return None
+        return None, False
     usual = _USUAL.fullmatch(record.value or b"")
     if usual:
         customer, timestamp, rate = (each.decode() for each in usual.groups())
         try:
             instant = datetime.fromisoformat(timestamp)
         except ValueError:
-            return None
+            return None, True
         microseconds = (instant - _EPOCH) // timedelta(microseconds=1)
         if microseconds >= MICROSECOND_OF_2000:
-            return Beat(customer, microseconds, int(rate))
-        return None
-    beat, _ = judge(record.value, earliest=MICROSECOND_OF_2000, latest=LATEST)
-    return beat
+            return Beat(customer, microseconds, int(rate)), True
+        return None, True
+    beat, reasons = judge(record.value, earliest=MICROSECOND_OF_2000, latest=LATEST)
+    # How deep is too deep is for whoever reads it to say.
+    return beat, beat is not None or "nested_too_deeply" not in reasons
 
 
 def _strays(page: Sequence[Part], letters: Mapping[int, Letter]) -> Iterator[int]:

@@ -130,7 +130,7 @@ class LogReader:
 
     async def _connect(self) -> Any:
         client = AIOKafkaClient(
-            client_id="heartbeat_app audit",
+            client_id="heartbeat_app",
             request_timeout_ms=REQUEST_TIMEOUT_MS,
             **self._connection,
         )

@@ -11,7 +11,7 @@ from aiokafka.codec import snappy_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heartbeat_app.deep import LATEST, PAGE, SeenIds, _beat, pages
+from heartbeat_app.deep import LATEST, PAGE, SeenIds, judged, pages
 from heartbeat_app.log_reader import MOST_BYTES, Part, Record, parts_of
 from heartbeat_app.reference import MICROSECOND_OF_2000, judge
 from tests.record_batches import CODECS, Entry, RecordBatch
@@ -76,7 +76,7 @@ def test_what_is_damaged_is_said_to_be(codec: str) -> None:
     )
     data[61:] = bytes(len(data) - 61)
     [part] = parts_of((bytes(data), []), 0, 3)
-    assert part.unreadable or not part.records or part.records
+    assert part.unreadable == "damaged"
     assert (part.first, part.end) == (0, 3)
 
 
@@ -99,7 +99,7 @@ def test_the_quick_judgement_is_the_reference(
         f'{blank}"heart_rate":{blank}{rate}}}'
     ).encode()
     beat, _ = judge(value, earliest=MICROSECOND_OF_2000, latest=LATEST)
-    assert _beat(Record(0, value, False), None) == beat
+    assert judged(Record(0, value, False)) == (beat, True)
 
 
 def test_pages_are_bounded_and_whole() -> None:
@@ -119,3 +119,11 @@ def test_ids_are_counted_once(ids: list[int]) -> None:
     for each in ids:
         seen.add(each)
     assert len(seen) == len(set(ids))
+
+
+def test_what_may_be_too_deep_or_too_large_is_not_sure() -> None:
+    deep = b'{"customer_id":"anna","timestamp":"2026-01-01T10:00:00Z","heart_rate":72,'
+    deep += b'"more":' + b"[" * 200 + b"]" * 200 + b"}"
+    assert judged(Record(0, deep, False)) == (None, False)
+    assert judged(Record(0, None, True)) == (None, False)
+    assert judged(Record(0, None, False)) == (None, True)
