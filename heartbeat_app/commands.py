@@ -18,18 +18,21 @@ from typing import Any, BinaryIO
 
 import click
 import msgspec
+from aiokafka.errors import KafkaError
 
 # The whole group: Faust's own commands must be there before ours, since its `send`
 # (to any topic or agent) gives way to the one below.
 from faust.cli.base import State
 from faust.cli.faust import cli
+from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from heartbeat_app import report
-from heartbeat_app.application import app
+from heartbeat_app.application import app, credentials
 from heartbeat_app.audit import audit
 from heartbeat_app.config import Settings
+from heartbeat_app.deep import Comparer, DeepAudit
 from heartbeat_app.exceptions import CommandError, printable
 from heartbeat_app.exporting import (
     CSV,
@@ -40,6 +43,7 @@ from heartbeat_app.exporting import (
     whole_file,
 )
 from heartbeat_app.kafka import Admin, explained
+from heartbeat_app.log_reader import LogReader
 from heartbeat_app.models import why_no_customer_id
 from heartbeat_app.policy import Fault
 from heartbeat_app.progress import ProgressDisplay
@@ -47,7 +51,8 @@ from heartbeat_app.recordings import read
 from heartbeat_app.sending import Sender, Tally, paced
 from heartbeat_app.stopping import StopSignals
 from heartbeat_app.storage import dead_letters, errors
-from heartbeat_app.storage.books import read_books
+from heartbeat_app.storage.books import PartitionBooks, read_books
+from heartbeat_app.storage.compare import Lookup
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.erase import Erasure, erase
 from heartbeat_app.storage.extract import Page, read_pages
@@ -226,7 +231,8 @@ def _bytes_of(files: tuple[str, ...]) -> int | None:
 @click.option(
     "--deep",
     is_flag=True,
-    help="Also count the rows and compare the roll-ups; reads them all.",
+    help="Also count the rows, compare the roll-ups, and hold every record that Kafka "
+    "still has against the tables; reads them all.",
 )
 @click.pass_context
 def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
@@ -250,18 +256,57 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             faults = (find_faults(admin, topic) or []) if topic in before else []
     except CommandError as error:
         trouble = error.message
-    with _database("books") as engine:
-        found = read_books(engine, deep=deep)
+    compared: DeepAudit | None = None
+    with (
+        _database("books") as engine,
+        ProgressDisplay("Comparing with Kafka", quiet=_quiet(ctx)) as display,
+    ):
+
+        def compare(snapshot: str, ledger: Sequence[PartitionBooks]) -> None:
+            nonlocal compared, trouble
+            if trouble is not None:
+                return
+            try:
+                with explained(settings, admin), LogReader(connection()) as reader:
+                    comparer = Comparer(
+                        reader,
+                        admin.topic_logs,
+                        lambda done, total: display.show(
+                            done, total, f"{done:,} of {total:,} offsets"
+                        ),
+                    )
+                    comparer.run(Lookup(engine, snapshot), ledger)
+                    compared = comparer.result
+            except KafkaError as error:
+                trouble = (
+                    f"Kafka at {settings.kafka_bootstrap_servers} could not be read: "
+                    f"{type(error).__name__}: {error}. Try again."
+                )
+            except CommandError as error:
+                trouble = error.message
+
+        def connection() -> dict[str, Any]:
+            servers = settings.kafka_bootstrap_servers.split(",")
+            login = credentials_to_aiokafka_auth(credentials(settings))
+            return {"bootstrap_servers": servers, **login}
+
+        try:
+            found = read_books(engine, deep=deep, compare=compare)
+        except KeyboardInterrupt:
+            click.echo(
+                "Stopped before all was compared; nothing was changed.", err=True
+            )
+            ctx.exit(128 + signal.SIGINT)
     if before is not None:
         try:
             with explained(settings, admin):
                 logs = admin.topic_logs({topic, *(p.topic for p in found.partitions)})
         except CommandError as error:
             trouble = error.message
-    result = audit(found, topic, logs, before=before, faults=faults)
+    result = audit(found, topic, logs, before=before, faults=faults, deep=compared)
     if _wants_json(ctx, as_json):
         _say(report.books_json(result, trouble))
-        ctx.exit(0 if result.complete and not result.problems else 1)
+        ctx.exit(1 if trouble or result.problems else 0)
     _say(report.books_table(result))
     for warning in result.warnings:
         _say(f"Warning: {warning}", err=True)

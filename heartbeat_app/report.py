@@ -10,6 +10,7 @@ from datetime import date, datetime
 from typing import Any
 
 from heartbeat_app.audit import Audit, Line
+from heartbeat_app.deep import DeepAudit
 from heartbeat_app.exceptions import printable
 from heartbeat_app.excerpts import KEPT_BYTES
 from heartbeat_app.exporting import Exported
@@ -214,7 +215,29 @@ def books_table(audit: Audit) -> str:
         if rows.erased:
             words += f" {_many(rows.erased, 'row')} went with erased customers."
         parts.append(words)
+    if audit.deep is not None:
+        parts.append(_deep_table(audit.deep))
     return "\n".join(parts)
+
+
+def _deep_table(deep: DeepAudit) -> str:
+    head = (
+        "topic", "partition", "verified", "beats", "rejected", "transactions",
+        "not verifiable",
+    )  # fmt: skip
+    rows = [
+        (f"{each.books.topic} ({each.books.topic_id})", each.books.partition,
+         each.verified, each.beats, each.rejected, each.transactions,
+         each.not_verifiable)
+        for each in deep.partitions
+    ]  # fmt: skip
+    words = f"Kafka was read again: {deep.verified:,} offsets were verified."
+    if deep.not_verifiable:
+        words += (
+            f" Not verifiable are {deep.not_verifiable:,}: Kafka no longer has them, "
+            "or has nothing there that can be read."
+        )
+    return f"Compared with Kafka\n{_columns([head, *rows])}\n{words}"
 
 
 def _books_row(line: Line) -> tuple[object, ...]:
@@ -273,8 +296,30 @@ def books_json(audit: Audit, trouble: str | None) -> str:
                 "erased": rows.erased if rows else None,
             },
             "partitions": [_line_json(line) for line in audit.lines],
+            "compared": None if audit.deep is None else _deep_json(audit.deep),
         }
     )
+
+
+def _deep_json(deep: DeepAudit) -> dict[str, object]:
+    return {
+        "verified": deep.verified,
+        "not_verifiable": deep.not_verifiable,
+        "rows": deep.rows,
+        "partitions": [
+            {
+                "topic": each.books.topic,
+                "topic_id": each.books.topic_id,
+                "partition": each.books.partition,
+                "verified": each.verified,
+                "beats": each.beats,
+                "rejected": each.rejected,
+                "transactions": each.transactions,
+                "not_verifiable": each.not_verifiable,
+            }
+            for each in deep.partitions
+        ],
+    }
 
 
 def _line_json(line: Line) -> dict[str, object]:

@@ -21,6 +21,9 @@ LAYERS = (
     ("config",),
     ("models", "validation", "batches", "excerpts"),
     ("lane", "storage", "kafka", "embedded", "waiting", "policy"),
+    # They know nothing of each other: the one checks what the other made.
+    ("log_reader", "reference"),
+    ("deep",),
     (
         "topics",
         "recordings",
