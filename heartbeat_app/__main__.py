@@ -9,7 +9,7 @@ import sys
 import click
 
 from heartbeat_app.config import required
-from heartbeat_app.exceptions import HeartbeatError
+from heartbeat_app.exceptions import HeartbeatError, printable
 
 EXPLAINS = {"--help", "--version"}
 
@@ -32,7 +32,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except HeartbeatError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(printable(f"Error: {error}"), err=True)
         sys.exit(1)
 
 

@@ -17,7 +17,6 @@ from confluent_kafka import KafkaException
 from faust.types import TP
 from faust.types.auth import CredentialsT
 from faust.types.web import Web
-from faust.web.drivers.aiohttp import Web as AiohttpWeb
 from mode import ServiceT
 from tenacity import (
     AsyncRetrying,
@@ -29,6 +28,8 @@ from tenacity import (
 from heartbeat_app.access import Access
 from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings, load_settings
+from heartbeat_app.connections import MOST_BODY
+from heartbeat_app.connections import Web as GuardedWeb
 from heartbeat_app.exceptions import ConfigurationError
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
@@ -39,7 +40,7 @@ from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.questions import Questions
 from heartbeat_app.storage.writer import Writer
-from heartbeat_app.topics import ensure_topic
+from heartbeat_app.topics import TopicPolicies, ensure_topic
 from heartbeat_app.watchdog import Watchdog
 
 # Where the agents, timers, pages and commands are. Named, not searched for: Faust
@@ -105,6 +106,7 @@ class HeartbeatApp(LaneApp):
             web_bind=settings.web_bind,
             web_port=settings.web_port,
             web_stats_enabled=True,
+            web_application_options={"client_max_size": MOST_BODY},
             # They would serve the tables of the app, and there are none.
             web_router_enabled=False,
             web_tables_enabled=False,
@@ -137,12 +139,12 @@ class HeartbeatApp(LaneApp):
             self.watchdog,
             self.maintenance,
             self.feed,
+            self.policies,
             *super().on_init_dependencies(),
         ]
 
     def _new_web(self) -> Web:
-        web = super()._new_web()
-        assert isinstance(web, AiohttpWeb)
+        web = GuardedWeb(self)
         access = Access(self.settings.web_token, self.settings.web_bind)
         access.protect(web.web_app)
         web.web_app.on_shutdown.append(self._end_answers)
@@ -165,12 +167,21 @@ class HeartbeatApp(LaneApp):
     @cached_property
     def metrics(self) -> Metrics:
         """What Prometheus asks for."""
-        return Metrics(lambda: self.watchdog.health, lambda: self.maintenance.backlog)
+        return Metrics(
+            lambda: self.watchdog.health,
+            lambda: self.maintenance.backlog,
+            lambda: self.policies.faults,
+        )
 
     @cached_property
     def feed(self) -> Feed:
         """What the live page is told."""
         return Feed(self, loop=self.loop, beacon=self.beacon)
+
+    @cached_property
+    def policies(self) -> TopicPolicies:
+        """Whether the topics' settings suit."""
+        return TopicPolicies(self, self.lane.topics, loop=self.loop, beacon=self.beacon)
 
     @cached_property
     def admin(self) -> Admin:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -30,7 +30,7 @@ from heartbeat_app import report
 from heartbeat_app.application import app
 from heartbeat_app.audit import audit
 from heartbeat_app.config import Settings
-from heartbeat_app.exceptions import CommandError
+from heartbeat_app.exceptions import CommandError, printable
 from heartbeat_app.exporting import (
     CSV,
     PARQUET,
@@ -41,6 +41,7 @@ from heartbeat_app.exporting import (
 )
 from heartbeat_app.kafka import Admin, explained
 from heartbeat_app.models import why_no_customer_id
+from heartbeat_app.policy import Fault
 from heartbeat_app.progress import ProgressDisplay
 from heartbeat_app.recordings import read
 from heartbeat_app.sending import Sender, Tally, paced
@@ -52,6 +53,7 @@ from heartbeat_app.storage.erase import Erasure, erase
 from heartbeat_app.storage.extract import Page, read_pages
 from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.replay import Replayed, replay
+from heartbeat_app.topics import find_faults
 from heartbeat_app.validation import Reason, Rules
 
 # SQLSTATEs
@@ -197,7 +199,7 @@ def send(
         for recording in recordings:
             stack.callback(recording.close)  # before its file
         tally = sender.send(paced(recordings, speed))
-    click.echo(report.sent(tally, topic))
+    _say(report.sent(tally, topic))
     if tally.stopped_by is not None:
         ctx.exit(128 + tally.stopped_by)
     if problem := report.sending_problem(tally):
@@ -236,25 +238,32 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
     settings = app.settings
     if deep and not _quiet(ctx):
         click.echo("Counting the rows of heartbeats …", err=True)
-    with _database("books") as engine:
-        found = read_books(engine, deep=deep)
-    # After the books: a worker that goes on can only have made the logs longer.
-    topics = {settings.heartbeats_topic} | {each.topic for each in found.partitions}
+    topic = settings.heartbeats_topic
     admin = Admin(settings)
     trouble = None
-    logs = None
+    before = logs = None
+    faults: Sequence[Fault] = ()
     try:
         with explained(settings, admin):
-            logs = admin.topic_logs(topics)
+            before = admin.topic_logs([topic])
+            faults = (find_faults(admin, topic) or []) if topic in before else []
     except CommandError as error:
         trouble = error.message
-    result = audit(found, settings.heartbeats_topic, logs)
+    with _database("books") as engine:
+        found = read_books(engine, deep=deep)
+    if before is not None:
+        try:
+            with explained(settings, admin):
+                logs = admin.topic_logs({topic, *(p.topic for p in found.partitions)})
+        except CommandError as error:
+            trouble = error.message
+    result = audit(found, topic, logs, before=before, faults=faults)
     if _wants_json(ctx, as_json):
-        click.echo(report.books_json(result, trouble))
+        _say(report.books_json(result, trouble))
         ctx.exit(0 if result.complete and not result.problems else 1)
-    click.echo(report.books_table(result))
+    _say(report.books_table(result))
     for warning in result.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        _say(f"Warning: {warning}", err=True)
     if result.problems:
         raise CommandError(report.imbalance(result, trouble))
     if trouble:
@@ -262,7 +271,7 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             f"{trouble}\nThe books balance in PostgreSQL; what Kafka holds was not "
             "checked."
         )
-    click.echo(report.balance(result))
+    _say(report.balance(result))
 
 
 @cli.command()
@@ -277,9 +286,9 @@ def partitions(ctx: click.Context, as_json: bool) -> None:
     with _database("partitions") as engine:
         found = read_partitions(engine)
     if _wants_json(ctx, as_json):
-        click.echo(report.partitions_json(found))
+        _say(report.partitions_json(found))
     else:
-        click.echo(report.partitions_table(found))
+        _say(report.partitions_table(found))
 
 
 @cli.group("dead-letters")
@@ -311,9 +320,9 @@ def list_letters(
         counts = dead_letters.count_by_reason(engine)
         letters = dead_letters.list_letters(engine, reason=wanted, limit=limit)
     if _wants_json(ctx, as_json):
-        click.echo(report.letters_json(letters, counts))
+        _say(report.letters_json(letters, counts))
     else:
-        click.echo(report.letters_table(letters, counts))
+        _say(report.letters_table(letters, counts))
 
 
 @dead_letters_group.command("show")
@@ -327,9 +336,9 @@ def show_letter(ctx: click.Context, letter_id: int, as_json: bool) -> None:
     if found is None:
         raise CommandError(f"There is no dead letter {letter_id}.")
     if _wants_json(ctx, as_json):
-        click.echo(report.letter_json(*found))
+        _say(report.letter_json(*found))
     else:
-        click.echo(report.letter_text(*found))
+        _say(report.letter_text(*found))
 
 
 @dead_letters_group.command("replay")
@@ -366,7 +375,7 @@ def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> Non
             dry_run=dry_run,
             progress=progress,
         )
-    click.echo(report.replayed(result, dry_run=dry_run))
+    _say(report.replayed(result, dry_run=dry_run))
 
 
 @cli.command("erase")
@@ -407,11 +416,11 @@ def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
         try:
             result = erase(engine, customer, progress, go_on)
         except KeyboardInterrupt:
-            click.echo(report.erasure_stopped(noted=noted), err=True)
+            _say(report.erasure_stopped(noted=noted), err=True)
             ctx.exit(128 + (stop.signal or signal.SIGINT))
-    click.echo(report.erased(result))
-    click.echo(_still_in_kafka())
-    click.echo(report.ERASE_ELSEWHERE)
+    _say(report.erased(result))
+    _say(_still_in_kafka())
+    _say(report.ERASE_ELSEWHERE)
 
 
 def _still_in_kafka() -> str:
@@ -504,7 +513,7 @@ def export_beats(
             format,
             progress,
         )
-    click.echo(report.exported(result, click.format_filename(path)), err=to_stream)
+    _say(report.exported(result, click.format_filename(path)), err=to_stream)
     if result.stopped_by is not None:
         ctx.exit(128 + result.stopped_by)
 
@@ -541,6 +550,11 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
         raise CommandError(f"{where}: {words}") from error
     finally:
         engine.dispose()
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    """Print it; names that came from elsewhere cannot move the terminal."""
+    click.echo(printable(text), err=err)
 
 
 def _state(ctx: click.Context) -> State:

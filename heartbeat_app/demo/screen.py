@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heartbeat_app.demo.figures import Figures
+from heartbeat_app.exceptions import printable
 
 LINE_SECONDS = 2.0
 """Never silent for longer than 3 s."""
@@ -55,17 +56,19 @@ class Screen:
         if not self._is_terminal:
             self.tell(text)
         elif self._live is None:
-            self._safely(lambda: self._step.update(Text(text)))
+            self._safely(lambda: self._step.update(Text(printable(text))))
             self._safely(self._step.start)
 
     def tell(self, text: str) -> None:
-        self._safely(lambda: self._console.print(Text(text), soft_wrap=True))
+        self._safely(lambda: self._console.print(Text(printable(text)), soft_wrap=True))
 
     def problem(self, text: str) -> None:
         """Something that a person has to know, loudly."""
         self._safely(lambda: self._step.stop())
         self._safely(
-            lambda: self._console.print(Text(text, style="bold red"), soft_wrap=True)
+            lambda: self._console.print(
+                Text(printable(text), style="bold red"), soft_wrap=True
+            )
         )
 
     def end_steps(self) -> None:

@@ -88,9 +88,11 @@ class Written:
     consumed = stored + duplicate + dead.
 
     Attributes:
+        unreadable: Offsets of batches that could not be taken apart.
         seconds: What the transaction took, its commit included.
         reasons: How many became dead letters for which reason; their sum is `dead`.
         delays: Of the beats that were stored.
+        unexplained: Offsets without a record that no transaction explains.
         rest: What is still to be written, since all of it was too much at once.
     """
 
@@ -99,9 +101,11 @@ class Written:
     duplicate: int = 0
     dead: int = 0
     missing: int = 0
+    unreadable: int = 0
     seconds: float = field(default=0.0, compare=False)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     delays: ingest.Delays = ingest.NO_DELAYS
+    unexplained: int = 0
     rest: Batch | None = field(default=None, compare=False)
 
     @property
@@ -278,8 +282,10 @@ class Writer:
                 duplicate=found.duplicate,
                 dead=len(refused),
                 missing=batch.missing,
+                unreadable=sum(each.offsets for each in batch.unreadable),
                 reasons=Counter(each.refusal.reason for each in refused),
                 delays=ingest.Delays.of(found.stored, now),
+                unexplained=min(batch.unexplained, batch.gap),
             )
         booked = [(batch, written[batch.partition]) for batch in new]
         run(
@@ -428,7 +434,6 @@ def _arrival(batch: Batch, written: Written) -> ingest.Arrival:
 
 
 def _entry(batch: Batch, written: Written) -> ledger.Entry:
-    holes = batch.position - batch.asked - batch.records
     return ledger.Entry(
         batch.topic_id,
         batch.partition,
@@ -437,7 +442,8 @@ def _entry(batch: Batch, written: Written) -> ledger.Entry:
         counts={
             **written.counts,
             "missing": batch.missing,
-            "gap": holes - batch.missing,
+            "unreadable": written.unreadable,
+            "gap": batch.gap,
         },
     )
 

@@ -93,9 +93,7 @@ def population() -> list[tuple[datetime, int, list[Heartbeat | None]]]:
         for _ in range(15):
             items: list[Heartbeat | None] = []
             for _ in range(40):
-                at += timedelta(
-                    milliseconds=chance.choice(pauses)
-                )
+                at += timedelta(milliseconds=chance.choice(pauses))
                 items.append(Heartbeat(DENSE, at, chance.randint(50, 180)))
             late = chance.choice([0.004, 0.03, 0.3, 4.0, 15.0, 310.0, 7000.0, 2e5])
             arrive(at + timedelta(seconds=late), *items, *chance.choices(items, k=2))
