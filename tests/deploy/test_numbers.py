@@ -95,8 +95,8 @@ def population() -> list[tuple[datetime, int, list[Heartbeat | None]]]:
             for _ in range(40):
                 at += timedelta(milliseconds=chance.choice(pauses))
                 items.append(Heartbeat(DENSE, at, chance.randint(50, 180)))
-            late = chance.choice([0.004, 0.03, 0.3, 4.0, 15.0, 310.0, 7000.0, 2e5])
-            arrive(at + timedelta(seconds=late), *items, *chance.choices(items, k=2))
+            behind = chance.choice([0.004, 0.03, 0.3, 4.0, 15.0, 310.0, 7000.0, 2e5])
+            arrive(at + timedelta(seconds=behind), *items, *chance.choices(items, k=2))
     # Others, on days anywhere in the year, those of the clock's change too.
     days = [datetime(2025, 3, 30, tzinfo=UTC), datetime(2025, 10, 26, tzinfo=UTC)]
     days += [END.replace(hour=0) - chance.randrange(300) * DAY for _ in range(12)]
@@ -195,8 +195,8 @@ def world(
     with path.open("w") as file, contextlib.closing(engine.raw_connection()) as raw:
         raw.cursor().copy_expert(
             'COPY (SELECT (extract(epoch FROM "timestamp") * 1000000)::bigint,'
-            " customer_id, heart_rate FROM heartbeats) TO STDOUT (FORMAT csv, FORCE_QUOTE"
-            " (customer_id))",
+            " customer_id, heart_rate FROM heartbeats)"
+            " TO STDOUT (FORMAT csv, FORCE_QUOTE (customer_id))",
             file,
         )
     job, hours = Job(worker), Hours(worker)
@@ -249,7 +249,8 @@ def rates(raw: Raw, view: View, beats: int, minutes: int, customer: str | None) 
     step, since, until = steps(view, least)
     found = raw.all(
         "SELECT ts // ? AS bin, avg(rate), min(rate), max(rate) FROM beats"
-        " WHERE ts >= ? AND ts < ? AND (? IS NULL OR customer = ?) GROUP BY 1 ORDER BY 1",
+        " WHERE ts >= ? AND ts < ? AND (? IS NULL OR customer = ?)"
+        " GROUP BY 1 ORDER BY 1",
         step * 1_000_000, since, until, customer, customer,
     )  # fmt: skip
     rows = []
@@ -323,7 +324,8 @@ def arrivals(raw: Raw, view: View) -> Any:
         row[0]: row[1:]
         for row in raw.all(
             "SELECT arrived // 1000000 // ? AS bin,"
-            " count(*) FILTER (became = 'stored'), count(*) FILTER (became = 'duplicate'),"
+            " count(*) FILTER (became = 'stored'),"
+            " count(*) FILTER (became = 'duplicate'),"
             " count(*) FILTER (became NOT IN ('stored', 'duplicate')) FROM sent"
             " WHERE arrived >= ? AND arrived < ? GROUP BY 1",
             step, since * 1_000_000, until * 1_000_000,
@@ -613,7 +615,7 @@ def test_this_moment_is_what_came_lately(world: World) -> None:
     assert figures.keys() == {f.name for f in dataclasses.fields(Summary)}
     recent, minute = summary.recent, summary.last_minute
     in_minute = [n for n, each in enumerate(late) if each < 50]
-    assert minute == LastMinute(len(in_minute), 1, 60, 65, pytest.approx(62.5))
+    assert minute == LastMinute(len(in_minute), 1, 60, 65, 62.5)
     assert {f.name for f in dataclasses.fields(LastMinute)} == {
         "beats", "customers", "min", "max", "mean"
     }  # fmt: skip
