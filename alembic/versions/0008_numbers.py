@@ -11,10 +11,6 @@ before, the roll-ups' job works out from their minutes.
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from typing import Any
-
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -31,38 +27,13 @@ NO_LOCK_TIMEOUT = "SET LOCAL lock_timeout = DEFAULT"
 # Buckets by place, counted from 1: 1 to 13 as ever; 14 to 18 hold what was counted
 # before this migration, or by a worker of a version before; 19 and more are finer.
 # heartbeat_app.storage.tables.DELAY_BOUNDS_SECONDS are the bounds of what is written.
-FIRST = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-BEFORE = (30, 60, 300, 3600)
-FINER = (
-    20, 30, 45, 60, 90, 120, 180, 240, 300, 450, 600, 900, 1200, 1800, 2700, 3600,
-    5400, 7200, 10800, 14400, 21600, 28800, 43200, 86400,
-    172800, 345600, 604800, 1209600, 2592000, 7776000, 31536000,
-)  # fmt: skip
-INFINITY = float("inf")
-
-
-def buckets() -> list[tuple[float, float, int]]:
-    """Upper bound, lower bound and place of each, in order."""
-    ever = (*FIRST, *BEFORE, INFINITY)
-    finer = (*FINER, INFINITY)
-    return sorted(
-        [
-            *zip(ever, (0, *ever[:-1]), range(1, 19), strict=True),
-            *zip(finer, (FIRST[-1], *FINER), range(19, 51), strict=True),
-        ]
-    )
-
-
-def array(values: list[Any], kind: str) -> str:
-    """An array of constants in SQL."""
-    return "'{" + ",".join(map(str, values)) + f"}}'::{kind}[]"
-
-
+# They stand in the order of their upper bounds.
+#
 # Between the bounds of a bucket it is a guess, linear; at both ends the shortest and
 # the longest delay are bounds, where they are known and lie in the bucket. Of what lies
 # beyond the last bound, with no longest one known, the bound is given. A bucket of
 # before may lie over finer ones; it then begins where the one below it ends.
-DELAY_QUANTILE = f"""
+DELAY_QUANTILE = """
 CREATE FUNCTION delay_quantile(
     histogram BIGINT[], q DOUBLE PRECISION,
     shortest DOUBLE PRECISION, longest DOUBLE PRECISION
@@ -71,11 +42,22 @@ RETURNS DOUBLE PRECISION
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
 AS $$
 DECLARE
-    places CONSTANT INTEGER[] := {array([b[2] for b in buckets()], "INTEGER")};
-    lowers CONSTANT DOUBLE PRECISION[] :=
-        {array([b[1] for b in buckets()], "DOUBLE PRECISION")};
-    uppers CONSTANT DOUBLE PRECISION[] :=
-        {array([b[0] for b in buckets()], "DOUBLE PRECISION")};
+    places CONSTANT INTEGER[] := '{
+        1,2,3,4,5,6,7,8,9,10,11,12,13,19,14,20,21,15,22,23,24,25,26,16,27,28,29,
+        30,31,32,33,17,34,35,36,37,38,39,40,41,42,43,44,45,46,47,48,49,18,50
+    }'::INTEGER[];
+    lowers CONSTANT DOUBLE PRECISION[] := '{
+        0,0.001,0.002,0.005,0.01,0.02,0.05,0.1,0.2,0.5,1,2,5,10,10,20,30,30,45,
+        60,90,120,180,60,240,300,450,600,900,1200,1800,300,2700,3600,5400,7200,
+        10800,14400,21600,28800,43200,86400,172800,345600,604800,1209600,
+        2592000,7776000,3600,31536000
+    }'::DOUBLE PRECISION[];
+    uppers CONSTANT DOUBLE PRECISION[] := '{
+        0.001,0.002,0.005,0.01,0.02,0.05,0.1,0.2,0.5,1,2,5,10,20,30,30,45,60,60,
+        90,120,180,240,300,300,450,600,900,1200,1800,2700,3600,3600,5400,7200,
+        10800,14400,21600,28800,43200,86400,172800,345600,604800,1209600,
+        2592000,7776000,31536000,infinity,infinity
+    }'::DOUBLE PRECISION[];
     -- What is divided until nothing is left of it is an error.
     share CONSTANT DOUBLE PRECISION := CASE WHEN abs(q) < 1e-300 THEN 0 ELSE q END;
     total DOUBLE PRECISION := 0;
@@ -288,7 +270,7 @@ $$
 LOCK_ROLLUPS = "SELECT pg_advisory_xact_lock(x'726f6c6c'::INTEGER)"
 
 # Months that somebody detached stay like the others: to be attached again they must be.
-DETACHED = """
+DETACHED_ADD = """
 DO $$
 DECLARE
     detached TEXT;
@@ -299,8 +281,176 @@ BEGIN
           AND NOT relispartition
           AND relname ~ '^heartbeats_hour_[0-9]{4}_[0-9]{2}$'
     LOOP
-        EXECUTE format('ALTER TABLE public.%I {}', detached);
+        EXECUTE format(
+            'ALTER TABLE public.%I ADD COLUMN minute_rates SMALLINT[]', detached
+        );
     END LOOP;
+END
+$$
+"""
+DETACHED_DROP = """
+DO $$
+DECLARE
+    detached TEXT;
+BEGIN
+    FOR detached IN
+        SELECT relname FROM pg_catalog.pg_class
+        WHERE relnamespace = 'public'::REGNAMESPACE AND relkind = 'r'
+          AND NOT relispartition
+          AND relname ~ '^heartbeats_hour_[0-9]{4}_[0-9]{2}$'
+    LOOP
+        EXECUTE format('ALTER TABLE public.%I DROP COLUMN minute_rates', detached);
+    END LOOP;
+END
+$$
+"""
+
+# As they were.
+DELAY_QUANTILE_BEFORE = """
+CREATE OR REPLACE FUNCTION delay_quantile(histogram BIGINT[], q DOUBLE PRECISION)
+RETURNS DOUBLE PRECISION
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+    WITH bounds AS (
+        SELECT ARRAY[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
+                     1, 2, 5, 10, 30, 60, 300, 3600]::DOUBLE PRECISION[] AS upper,
+               -- What is divided until nothing is left of it is an error.
+               CASE WHEN abs(q) < 1e-300 THEN 0 ELSE q END AS share
+    ), buckets AS (
+        SELECT ordinality AS bucket,
+               count,
+               sum(count) OVER (ORDER BY ordinality) AS running,
+               sum(count) OVER () AS total
+        FROM unnest(histogram) WITH ORDINALITY AS h(count, ordinality)
+    )
+    SELECT CASE
+        WHEN bucket > cardinality(upper) THEN upper[cardinality(upper)]
+        ELSE coalesce(upper[bucket - 1], 0)
+             + (upper[bucket] - coalesce(upper[bucket - 1], 0))
+             * ((share * total - (running - count)) / count)::DOUBLE PRECISION
+        END
+    FROM buckets, bounds
+    WHERE count > 0 AND running >= share * total
+    ORDER BY bucket
+    LIMIT 1
+$$
+"""
+ROLL_UP_HOUR_BEFORE = """
+CREATE OR REPLACE FUNCTION roll_up_hour(since TIMESTAMPTZ) RETURNS VOID
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+SET plan_cache_mode = force_custom_plan
+SET enable_nestloop = off
+SET jit = off
+SET work_mem = '64MB'
+AS $$
+DECLARE
+    until TIMESTAMPTZ := since + INTERVAL '1 hour';
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(x'726f6c6c'::INTEGER) THEN
+        RAISE EXCEPTION 'Another session works on the roll-ups'
+            USING ERRCODE = 'lock_not_available';
+    END IF;
+    IF since <> date_trunc('hour', since) THEN
+        RAISE EXCEPTION 'roll_up_hour: % is no whole hour', since
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- Minutes that were dropped, or were never there: the hour stays as it is. So does
+    -- one of a dropped day: nothing of it was marked when it was detached.
+    IF to_regclass('public.' || to_char(since, '"heartbeats_minute_"YYYY_MM')) IS NULL
+       OR EXISTS (SELECT FROM public.dropped_days WHERE day = since::DATE)
+    THEN
+        RETURN;
+    END IF;
+    WITH minutes AS (
+        SELECT *, date_part('minute', minute)::INTEGER * 512 AS at
+        FROM public.heartbeats_minute
+        WHERE minute >= since AND minute < until
+    ), fresh AS MATERIALIZED (
+        SELECT customer_id, sum(count)::BIGINT AS count, sum(sum)::BIGINT AS sum,
+               min(min) AS min, max(max) AS max,
+               (min(at + first) & 511)::SMALLINT AS first,
+               (max(at + last) & 511)::SMALLINT AS last
+        FROM minutes
+        GROUP BY customer_id
+    ), gone AS (
+        DELETE FROM public.heartbeats_hour AS old
+        WHERE old.hour = since
+          AND NOT EXISTS (SELECT FROM fresh WHERE fresh.customer_id = old.customer_id)
+    ), changed AS (
+        INSERT INTO public.heartbeats_hour
+        SELECT customer_id, since, fresh.count, fresh.sum, fresh.min, fresh.max,
+               fresh.first, fresh.last
+        FROM fresh
+        LEFT JOIN (SELECT * FROM public.heartbeats_hour WHERE hour = since) AS old
+            USING (customer_id)
+        WHERE (old.count, old.sum, old.min, old.max, old.first, old.last)
+            IS DISTINCT FROM
+            (fresh.count, fresh.sum, fresh.min, fresh.max, fresh.first, fresh.last)
+        ON CONFLICT (customer_id, hour) DO UPDATE SET
+            count = excluded.count, sum = excluded.sum, min = excluded.min,
+            max = excluded.max, first = excluded.first, last = excluded.last
+    ), gone_of_all AS (
+        DELETE FROM public.heartbeats_hour_all AS old
+        WHERE old.hour = since AND NOT EXISTS (SELECT FROM fresh)
+    ), histogram AS (
+        SELECT array_agg(count ORDER BY heart_rate) AS histogram
+        FROM (
+            SELECT heart_rate, sum(h.count)::BIGINT AS count
+            FROM public.heartbeats_minute_all,
+                 unnest(histogram) WITH ORDINALITY AS h(count, heart_rate)
+            WHERE minute >= since AND minute < until
+            GROUP BY heart_rate
+        ) AS rates
+    )
+    INSERT INTO public.heartbeats_hour_all
+    SELECT since, count(*), sum(count), sum(sum), min(min), max(max),
+           (SELECT histogram FROM histogram)
+    FROM fresh HAVING count(*) > 0
+    ON CONFLICT (hour) DO UPDATE SET
+        customers = excluded.customers, count = excluded.count, sum = excluded.sum,
+        min = excluded.min, max = excluded.max, histogram = excluded.histogram;
+END
+$$
+"""
+ROLL_UP_INGEST_BEFORE = """
+CREATE OR REPLACE FUNCTION roll_up_ingest(since TIMESTAMPTZ, until TIMESTAMPTZ)
+RETURNS BOOLEAN
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+SET timezone = 'UTC'
+AS $$
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(x'696e6765'::INTEGER) THEN
+        RETURN false;
+    END IF;
+    IF (since = date_trunc('hour', since) AND until = date_trunc('hour', until)
+        AND until <= now()) IS NOT TRUE THEN
+        RAISE EXCEPTION 'roll_up_ingest: % to % are no whole hours that are over',
+            since, until USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO public.ingest_hour AS old
+    SELECT topic_id, partition, date_trunc('hour', minute),
+           sum(batches), sum(consumed), sum(stored), sum(duplicate), sum(dead),
+           sum(delay_sum_seconds), max(delay_max_seconds),
+           public.histogram_sum(delay_histogram), sum(write_seconds)
+    FROM public.ingest_minute
+    WHERE minute >= since AND minute < until
+    GROUP BY 1, 2, 3
+    ON CONFLICT (topic_id, partition, hour) DO UPDATE SET
+        batches = excluded.batches, consumed = excluded.consumed,
+        stored = excluded.stored, duplicate = excluded.duplicate, dead = excluded.dead,
+        delay_sum_seconds = excluded.delay_sum_seconds,
+        delay_max_seconds = excluded.delay_max_seconds,
+        delay_histogram = excluded.delay_histogram,
+        write_seconds = excluded.write_seconds
+    WHERE (old.batches, old.consumed, old.stored, old.duplicate, old.dead,
+           old.delay_histogram)
+        IS DISTINCT FROM
+          (excluded.batches, excluded.consumed, excluded.stored, excluded.duplicate,
+           excluded.dead, excluded.delay_histogram);
+    RETURN true;
 END
 $$
 """
@@ -316,7 +466,7 @@ def upgrade() -> None:
         "heartbeats_hour",
         sa.Column("minute_rates", postgresql.ARRAY(sa.SmallInteger)),
     )
-    op.execute(DETACHED.replace("{}", "ADD COLUMN minute_rates SMALLINT[]"))
+    op.execute(DETACHED_ADD)
     op.execute(NO_LOCK_TIMEOUT)
     op.execute(DELAY_QUANTILE)
     op.execute(DELAY_QUANTILE_AS_EVER)
@@ -327,18 +477,14 @@ def upgrade() -> None:
 def downgrade() -> None:
     """As it was; delays in finer buckets are not shown any more."""
     op.execute(LOCK_ROLLUPS)
-    for file, name in (
-        ("0001_heartbeats.py", "DELAY_QUANTILE"),
-        ("0002_rollups.py", "ROLL_UP_HOUR"),
-        ("0004_ingest_hour.py", "ROLL_UP_INGEST"),
-    ):
-        before = runpy.run_path(str(Path(__file__).with_name(file)))[name]
-        op.execute(before.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION"))
+    op.execute(DELAY_QUANTILE_BEFORE)
+    op.execute(ROLL_UP_HOUR_BEFORE)
+    op.execute(ROLL_UP_INGEST_BEFORE)
     op.execute(
         "DROP FUNCTION delay_quantile("
         "BIGINT[], DOUBLE PRECISION, DOUBLE PRECISION, DOUBLE PRECISION)"
     )
-    op.execute(DETACHED.replace("{}", "DROP COLUMN minute_rates"))
+    op.execute(DETACHED_DROP)
     op.drop_column("heartbeats_hour", "minute_rates")
     for table in ("ingest_hour", "ingest_minute"):
         op.drop_column(table, "delay_min_seconds")

@@ -941,7 +941,7 @@ def test_a_topic_that_is_no_longer_read_has_no_lag(
         cursor.execute(
             "INSERT INTO partition_ledger (topic, topic_id, partition, first_offset,"
             " next_offset, end_offset, updated_at) VALUES"
-            " ('earlier', 'old', 0, 0, 0, 1500, now() - interval '1 day')"
+            " ('earlier', 'before', 0, 0, 0, 1500, now() - interval '1 day')"
         )
     answer = ask(grafana, "By Partition")
     rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
