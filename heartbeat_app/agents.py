@@ -14,11 +14,13 @@ from faust.types import TP, StreamT
 
 from heartbeat_app import models
 from heartbeat_app.application import app
-from heartbeat_app.batches import Batch, decode_records
+from heartbeat_app.batches import Batch, Refused, Unreadable, decode_records
 from heartbeat_app.exceptions import LedgerWentBackError
+from heartbeat_app.excerpts import Excerpt
 from heartbeat_app.lane import Chunk, LaneSchema, Rewind, consume
+from heartbeat_app.lane.records import HEADER_BYTES
 from heartbeat_app.storage.writer import Written
-from heartbeat_app.validation import Rules
+from heartbeat_app.validation import Reason, Refusal, Rules
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +49,25 @@ def decode(chunk: Chunk) -> Batch:
         end_offset=chunk.end_offset,
         beats=beats,
         sources=sources,
-        refused=refused,
+        refused=[*refused, *map(refuse_large, chunk.large)],
+        unreadable=[
+            Unreadable(each.first, each.last, each.why) for each in chunk.unread
+        ],
         unexplained=chunk.unexplained,
     )
+
+
+def refuse_large(found: Excerpt) -> Refused:
+    """What becomes of a record that is too large."""
+    kept = "its first 4 KiB are kept"
+    if found.value is None and found.key is None:
+        kept = "it names too many customers for anything of it to be kept"
+    detail = (
+        f"The record has {found.size:,} bytes; at most "
+        f"{app.settings.max_record_bytes:,} are taken (MAX_RECORD_BYTES; each header "
+        f"counts {HEADER_BYTES} more); {kept}."
+    )
+    return Refused(found, Refusal(Reason.TOO_LARGE, detail))
 
 
 heartbeats = app.topic(

@@ -31,6 +31,7 @@ from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.connections import MOST_BODY
 from heartbeat_app.connections import Web as GuardedWeb
 from heartbeat_app.exceptions import ConfigurationError
+from heartbeat_app.excerpts import Excerpting
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
 from heartbeat_app.live.feed import Feed
@@ -91,6 +92,8 @@ class HeartbeatApp(LaneApp):
                 {settings.heartbeats_topic},
                 PostgresLedger(self.reads),
                 self._topic_ids,
+                max_record_bytes=settings.max_record_bytes,
+                large=Excerpting,
             ),
             broker=[
                 f"kafka://{server}"

@@ -207,6 +207,12 @@ class Settings:
         "A beat further in the future than this is refused.",
         default=300.0,
     )
+    max_record_bytes: int = _setting(
+        _whole(4_096, 4_194_304),
+        "A record whose key, value and headers together have more bytes than this is "
+        "refused, and an excerpt of it kept.",
+        default=1_048_576,
+    )
     retention_days: int | None = _setting(
         _whole(1, 36_500),
         "A beat older than this is refused, and dropped a day later; unset: kept for "

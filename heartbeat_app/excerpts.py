@@ -146,6 +146,10 @@ class Excerpting:
         """Begin the value of the header whose name came."""
         self._begin(size, self._finish_header)
 
+    def encoded_headers(self, size: int) -> None:
+        """Begin headers that are too many to be taken apart, as Kafka has them."""
+        self._begin(size, lambda part: None)
+
     def add(self, piece: bytes | memoryview) -> None:
         """Take the next bytes of the part that was begun, 64 KiB or so at a time."""
         self._digest.update(piece)

@@ -270,17 +270,21 @@ class Watchdog(Service):
             # One that was truncated waits for a person.
             lag = not partition.truncated and lags.get(tp, 0) > 0
             done = partition.done
+            steps = partition.steps
             writes = self.app.writer.signs_of_life
             write = self.app.writes.get(tp)
             life = (
                 done,
+                steps,
                 writes[tp.topic, tp.partition],
                 group,
                 self.app.rebalancing,
                 # While it waits for its turn, the turns of the others count.
                 write and not (write.running() or write.done()) and writes.total(),
             )
-            still = max(still, self._unchanged((tp, "done"), done, waited_for=lag))
+            still = max(
+                still, self._unchanged((tp, "done"), (done, steps), waited_for=lag)
+            )
             lifeless = max(
                 lifeless, self._unchanged((tp, "life"), life, waited_for=lag and well)
             )

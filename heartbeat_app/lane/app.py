@@ -40,8 +40,6 @@ LANE_SETTINGS: dict[str, Any] = {
     # Of a partition, in an answer of Kafka's: as quick as 4 MiB, with less memory.
     "consumer_max_fetch_size": 2 * 1024 * 1024,
     "consumer_auto_offset_reset": "earliest",
-    # No changelog tables: no standby copies, and Kafka's own assignor.
-    "table_standby_replicas": 0,
 }
 
 
@@ -73,6 +71,12 @@ class LaneApp(faust.App):
         """Faust's own services, and the watch over the topics' ids."""
         watch = TopicWatch(self, self.lane, loop=self.loop, beacon=self.beacon)
         return [*super().on_init_dependencies(), watch]
+
+    async def _consumer_wait_empty(self, consumer: Any, logger: Any) -> None:
+        await super()._consumer_wait_empty(consumer, logger)
+        if self.should_stop:
+            await consumer.finish_others()
+            consumer.end_others()
 
     def _create_directories(self) -> None:
         # They hold the files of tables; without tables they are litter, and a

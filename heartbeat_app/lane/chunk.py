@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from faust.types import TP
 
-from heartbeat_app.lane.records import Record
+from heartbeat_app.lane.records import Record, Unread
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +25,10 @@ class Chunk:
         records: The records, ascending by offset. Offsets of the range that are
             neither among them nor missing hold no record for a reader (transaction
             markers, aborted records, compaction).
-        size: Bytes of all keys and values.
+        large: What was made of the records that are too large, which are not among
+            them.
+        unread: What of the range cannot be taken apart.
+        size: About as many bytes as all of it takes.
         epoch: Of the seek that the chunk was read after; chunks of an older epoch
             are stale.
         unexplained: How many offsets of the range hold no record although they are
@@ -39,6 +43,8 @@ class Chunk:
     missing: int
     end_offset: int
     records: list[Record]
+    large: list[Any]
+    unread: list[Unread]
     size: int
     epoch: int
     unexplained: int = 0

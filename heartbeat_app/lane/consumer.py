@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from aiokafka.errors import IllegalStateError, KafkaError
 from faust.transport.drivers import aiokafka as driver
-from faust.types import TP, ConsumerMessage, Message
+from faust.types import TP, ConsumerMessage, EventT, Message
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -21,7 +21,12 @@ from tenacity import (
 from heartbeat_app.exceptions import LaneError
 from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.fetch import LaneThread, Start
+from heartbeat_app.lane.given import Given
 from heartbeat_app.lane.lane import Lane
+
+# So long a rebalance or a stop waits for ordinary agents; what one has in hand for
+# longer is processed again.
+FINISH_SECONDS = 5.0
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -31,19 +36,19 @@ def _may_pass(error: BaseException) -> bool:
     )
 
 
-class _ReadOffsets(defaultdict[TP, int | None]):
+class _NoReadOffsets(defaultdict[TP, int | None]):
     """Faust's read offsets, by which it drops what it read before, and sees gaps.
 
-    For the lane's partitions there are none: the ledger decides what was read, and a
-    seek back that races with a message in flight must not make Faust drop records.
+    There are none: nothing is read twice between two seeks, what is committed follows
+    from what was handed out, and an offset that was noted late, after a seek back,
+    would make Faust drop the records below it, and commit over them.
     """
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self) -> None:
         super().__init__(lambda: None)
-        self._lane = lane
 
-    def __getitem__(self, tp: TP) -> int | None:
-        return None if tp.topic in self._lane.topics else super().__getitem__(tp)
+    def __getitem__(self, tp: TP) -> None:
+        return None
 
 
 class LaneConsumer(driver.Consumer):
@@ -56,7 +61,13 @@ class LaneConsumer(driver.Consumer):
         app: Any = self.app
         self.lane: Lane = app.lane
         self._thread.lane = self.lane
-        self._read_offset = _ReadOffsets(self.lane)
+        self._read_offset = _NoReadOffsets()
+        # How often the flow was stopped. Each stop ends in a seek before it starts
+        # again, so that what was fetched before one is not handed out after it.
+        self.flow = 0
+        self._fetched_in = 0
+        self._given: defaultdict[TP, Given] = defaultdict(Given)  # ordinary ones only
+        self._others_ended = False
 
     @property
     def generation(self) -> int:
@@ -107,38 +118,153 @@ class LaneConsumer(driver.Consumer):
         self._thread.wake()
 
     def _new_offset(self, tp: TP) -> int | None:
-        """The offset to commit: for the lane the highest that is done + 1.
+        """The offset to commit, for the lane the highest that is done + 1.
 
-        Its chunks are done strictly in order, so there is nothing to search for.
-        Faust's own search misses a gap of one at the head and commits over it.
+        Its chunks are done strictly in order, so there is nothing to search for. For
+        others it is the first that an agent was given and is not done with. Faust's
+        own search begins at what happens to be done, and so commits over what is not.
         """
-        if tp.topic not in self.lane.topics:
-            return super()._new_offset(tp)
-        acked = self._acked[tp]
-        if not acked:
+        if tp.topic in self.lane.topics:
+            done = self._acked[tp]
+            highest = max(done, default=None)
+            done.clear()
+            return None if highest is None else highest + 1
+        if self._others_ended:
             return None
-        highest = max(acked)
-        acked.clear()
-        return highest + 1
+        return self._given[tp].done(self._acked_index[tp])
+
+    async def _commit_offsets(
+        self, offsets: Mapping[TP, int], start_new_transaction: bool = True
+    ) -> bool:
+        """Commit; what was not committed is committed next time."""
+        before = {tp: self._committed_offset[tp] for tp in offsets}
+        did = await super()._commit_offsets(offsets, start_new_transaction)
+        if not did:
+            self._committed_offset.update(before)
+            return False
+        for tp, offset in offsets.items():
+            if tp.topic not in self.lane.topics:
+                self._given[tp].committed(offset)
+                index = self._acked_index[tp]
+                index.difference_update([each for each in index if each < offset])
+                self._acked[tp].clear()  # the same offsets once more
+        return True
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, Message]]:
+        """Hand out what was fetched, until the flow stops."""
+        acks = self.app.topics.acks_enabled_for
+        async for tp, message in super().getmany(timeout):
+            if self.flow != self._fetched_in:
+                return
+            topic = tp.topic
+            if topic not in self.lane.topics and acks(topic):
+                self._given[tp].add(message.offset)
+            yield tp, message
+
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
+        """Fetch; nothing, where the flow was stopped meanwhile.
+
+        Faust seeks to what is committed then, at a time of its own, beside the seek
+        that starts the flow again.
+        """
+        records, active = await super()._wait_next_records(timeout)
+        flows = self.flow_active and self.flow == self._fetched_in
+        return (records if flows else None), active
+
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        self._fetched_in = self.flow
+        return await self._thread.fetch(self.flow, active_partitions, timeout)
+
+    def stop_flow(self) -> None:
+        """Hand out nothing more of what was fetched up to now."""
+        self.flow += 1
+        # What waits for an agent is about to be cleared; nobody has it in hand.
+        app: Any = self.app
+        for queue in app.flow_control._queues:
+            for event in list(queue._queue):
+                if isinstance(event, EventT):
+                    self._unacked_messages.discard(event.message)
+        super().stop_flow()
+
+    async def finish_others(self) -> None:
+        """Let ordinary agents finish what they have in hand, and commit it.
+
+        Faust waits for them without an end, which the lane cannot afford: its own
+        partitions would stand still as long.
+        """
+        deadline = time.monotonic() + FINISH_SECONDS
+        while time.monotonic() < deadline and self._in_hand():
+            await self._wait_for_ack(timeout=1.0)
+        if self._given:
+            await self.maybe_wait_for_commit_to_finish()
+            await self.commit(set(self._given))
+
+    def _in_hand(self) -> bool:
+        """Whether an agent of an ordinary topic works on a message."""
+        return any(
+            not message.acked and message.topic not in self.lane.topics
+            for message in list(self._unacked_messages)
+        )
+
+    def end_others(self) -> None:
+        """Commit nothing more of ordinary topics.
+
+        The agents are about to be cancelled, and Faust takes a message whose agent was
+        cancelled for processed.
+        """
+        self._others_ended = True
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
-        """Call when partitions are taken away: their chunks become stale."""
+        """Call when partitions are taken away: their chunks become stale.
+
+        Faust forgets what is not committed yet, and only then waits for the agents.
+        """
         self.lane.forget(revoked)
+        # Faust lets both go on where nothing was assigned, and so into the assignment.
+        self.stop_flow()
+        self.app.flow_control.suspend()
+        self.app.flow_control.clear()
+        if not self.should_stop and not self.app.should_stop:
+            await self.finish_others()
+        for tp in revoked:
+            self._given.pop(tp, None)
         await super().on_partitions_revoked(revoked)
+
+    async def perform_seek(self) -> None:
+        """Seek all partitions to where they go on; the flow is stopped until then.
+
+        What is handed out while it lasts would be dropped when the flow starts.
+        """
+        self.stop_flow()
+        await super().perform_seek()
+        self._given.clear()  # it is handed out again
+
+    async def _seek(self, partition: TP, offset: int) -> None:
+        self._given.pop(partition, None)
+        await super()._seek(partition, offset)
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek to the ledger's offsets, and other topics to what is committed."""
         assignment = self.assignment()
         lane_tps = self.lane.of(assignment)
         offsets: dict[TP, int] = {}
-        if assignment - lane_tps:
-            offsets.update(
-                await self._thread.call_thread(
-                    self._thread.seek_others_to_committed, assignment - lane_tps
-                )
-            )
         offsets.update(await self.restart_at_ledger(lane_tps))
+        if others := assignment - lane_tps:
+            found = await self._thread.call_thread(
+                self._thread.seek_others, others, self._applied(others)
+            )
+            offsets.update(found)
         return offsets
+
+    def _applied(self, tps: Iterable[TP]) -> dict[TP, int]:
+        """The offset after the last that was taken into a table, by its changelog's.
+
+        Faust clears the queue of changelogs when the flow starts.
+        """
+        app: Any = self.app
+        recovery = app.tables.recovery
+        last = {**recovery.active_offsets, **recovery.standby_offsets}
+        return {tp: last[tp] + 1 for tp in tps if last.get(tp) is not None}
 
     async def restart_at_ledger(self, tps: set[TP]) -> Mapping[TP, int]:
         """Go on reading where the ledger says; returns what was sought.
@@ -175,7 +301,7 @@ class LaneConsumer(driver.Consumer):
             )
         self.wake()
         # Beside what follows: nothing waits for a hint.
-        # self.add_future(self._commit_starts(starts))
+        self.add_future(self._commit_starts(starts))
         return {tp: start.offset for tp, start in starts.items()}
 
     async def _commit_starts(self, starts: Mapping[TP, Start]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -18,12 +19,15 @@ from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.lane import Lane
-from heartbeat_app.lane.records import unpack
 
 # A fetch is bounded in compressed bytes only; these bound what it may grow to: a
 # megabyte of one letter is some hundred bytes.
 MAX_CHUNK_RECORDS = 50_000
-MAX_CHUNK_BYTES = 16 * 1024 * 1024
+MAX_CHUNK_BYTES = 6 * 1024 * 1024
+# For so long the thread's loop may do nothing else but unpack: of one partition, and of
+# all. It is the group's heartbeat that waits, and the other partitions.
+UNPACK_SECONDS = 0.05
+ROUND_SECONDS = 0.1
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
 # each partition but for this limit.
 MAX_FETCH_BYTES = 4 * 1024 * 1024
@@ -69,6 +73,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # aiokafka's state of each partition when we sought in it. A rebalance makes
         # another, which stands at Kafka's committed offset until we seek again.
         self._sought: dict[TP, Any] = {}
+        self._goes_on = False  # one has more to be unpacked at once
+        # Of other topics, that state and where it stood when we took from it first.
+        self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
         await super().on_start()
 
@@ -100,6 +107,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # Faust reads aborted records unless it runs transactions itself.
         consumer._isolation_level = "read_committed"
         consumer._fetch_max_bytes = MAX_FETCH_BYTES
+        # Without tables and standbys Faust takes Kafka's round robin: it keeps no two
+        # topics' partitions together, and tells no worker where the others' are.
+        consumer._partition_assignment_strategy = [self.app.assignor]
         return consumer
 
     @property
@@ -120,15 +130,19 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 about to assign all of them anew.
         """
         consumer = self._ensure_consumer()
-        # Until then aiokafka goes on with those that were ours; the lane has forgotten
-        # them, and would wait for ever for those that become another's.
-        if consumer._fetcher._subscriptions.reassignment_in_progress:
-            raise IllegalStateError("the group is assigning its partitions anew")
+        self._refuse_while_assigning(consumer)
         for tp, start in starts.items():
             aiotp = driver.ensure_aiokafka_TP(tp)
             consumer.seek(aiotp, start.offset)
             self._sought[tp] = self._state(consumer._fetcher, aiotp)
             self.lane.start(tp, start.topic_id, start.offset, end=start.end)
+
+    @staticmethod
+    def _refuse_while_assigning(consumer: Any) -> None:
+        # Until then aiokafka goes on with those that were ours; the lane has forgotten
+        # them, and would wait for ever for those that become another's.
+        if consumer._fetcher._subscriptions.reassignment_in_progress:
+            raise IllegalStateError("the group is assigning its partitions anew")
 
     async def lane_commit(self, starts: Mapping[TP, Start]) -> Mapping[TP, int]:
         """Commit what the ledger says, where nothing may come for a long time.
@@ -160,19 +174,59 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             for tp, aiotp in aiotps.items()
         }
 
-    async def seek_others_to_committed(self, tps: Iterable[TP]) -> Mapping[TP, int]:
-        """Seek partitions that are not the lane's, as Faust does."""
-        found: Mapping[TP, int] = await self._ensure_consumer().seek_to_committed(
-            *(driver.ensure_aiokafka_TP(tp) for tp in tps)
-        )
-        return found
+    async def seek_others(
+        self, tps: Iterable[TP], applied: Mapping[TP, int]
+    ) -> Mapping[TP, int | None]:
+        """Seek partitions that are not the lane's; returns what is committed of them.
 
-    async def _fetch_records(
+        Arguments:
+            applied: Where to go on with changelogs, of which nothing is committed.
+
+        Raises:
+            IllegalStateError: As `lane_seek` does.
+        """
+        consumer: Any = self._ensure_consumer()
+        aiotps = {tp: driver.ensure_aiokafka_TP(tp) for tp in tps}
+        known = await consumer._coordinator.fetch_committed_offsets(
+            list(aiotps.values())
+        )
+        self._refuse_while_assigning(consumer)
+        committed: dict[TP, int | None] = {}
+        for tp, aiotp in aiotps.items():
+            offset = known[aiotp].offset if aiotp in known else -1
+            committed[tp] = None if offset < 0 else offset
+            goes_on = applied.get(tp, offset)
+            state, first = self._began.get(tp, (None, -1))
+            if goes_on < 0 and state is self._state(consumer._fetcher, aiotp):
+                goes_on = first  # what we took was not handed out, or not done
+            if goes_on >= 0:
+                consumer.seek(aiotp, goes_on)
+        return committed
+
+    async def fetch(
+        self, flow: int, active_partitions: set[TP] | None, timeout: float
+    ) -> Any:
+        """Fetch, as long as it is for the consumer's flow of that number."""
+        consumer = self._ensure_consumer()
+        if active_partitions is None:  # not a worker
+            return await self.getmany(active_partitions, timeout)
+        return await self.call_thread(
+            self._fetch,
+            consumer,
+            active_partitions,
+            flow=flow,
+            timeout=timeout,
+            max_records=consumer._max_poll_records,
+        )
+
+    async def _fetch(
         self,
         consumer: aiokafka.AIOKafkaConsumer,
         active_partitions: set[TP],
-        timeout: float | None = None,
-        max_records: int | None = None,
+        *,
+        flow: int,
+        timeout: float,
+        max_records: int | None,
     ) -> Any:
         """Return records by partition: of a lane topic all chunks as those of one.
 
@@ -186,15 +240,19 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         lane_tps = self.lane.of(active_partitions)
         others = active_partitions - lane_tps
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + (timeout or 0.0)
+        deadline = loop.time() + timeout
         with fetcher._subscriptions.fetch_context():
-            while self.consumer.flow_active:
+            # What is taken for a flow that has ended is lost, where it was sought for
+            # the next one already: between this look and the taking nothing may wait.
+            while self._flows(flow):
                 if fetcher._subscriptions.reassignment_in_progress:
                     await fetcher._subscriptions.wait_for_assignment()
+                    continue
                 self._room.clear()
                 found: dict[TP, Any] = self._take_chunks(fetcher, lane_tps)
                 self._linger(fetcher, loop.time(), bool(found))
                 if others:
+                    self._note_beginnings(fetcher, others)
                     # With no time to wait it returns at once.
                     found.update(
                         await fetcher.fetched_records(
@@ -203,10 +261,26 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     )
                 if found or loop.time() >= deadline or fetcher._closed:
                     return found
+                if self._goes_on:  # when the loop has done what else there is
+                    await asyncio.sleep(0)
+                    continue
                 await self._wait_for_more(
                     fetcher, min(deadline - loop.time(), PAUSE_SECONDS)
                 )
         return {}  # a rebalance has begun
+
+    def _flows(self, flow: int) -> bool:
+        consumer: Any = self.consumer
+        return bool(consumer.flow_active) and consumer.flow == flow
+
+    def _note_beginnings(self, fetcher: Any, tps: Iterable[TP]) -> None:
+        for tp in tps:
+            aiotp = driver.ensure_aiokafka_TP(tp)
+            if aiotp in fetcher._records:
+                state = self._state(fetcher, aiotp)
+                known, _ = self._began.get(tp, (None, -1))
+                if state is not known and state and state.has_valid_position:
+                    self._began[tp] = (state, state.position)
 
     def _linger(self, fetcher: Any, now: float, found: bool) -> None:
         """Decide how long Kafka may wait for more, from the next request on."""
@@ -243,8 +317,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
 
     def _take_chunks(self, fetcher: Any, tps: Iterable[TP]) -> dict[TP, list[Chunks]]:
         by_topic: defaultdict[str, list[Chunk]] = defaultdict(list)
-        for tp in tps:
+        self._goes_on = False
+        began = time.monotonic()
+        # Who had its turn last is the last one.
+        for tp in self.lane.in_turn(tps):
+            now = time.monotonic()
+            if now - began > ROUND_SECONDS:
+                self._goes_on = True
+                break
             if self.lane.has_room(tp):
+                self.lane.partitions[tp].served = now
                 chunk = self._take_chunk(fetcher, tp)
                 if chunk is not None:
                     self.lane.partitions[tp].waiting[chunk.position] = chunk.size
@@ -275,15 +357,21 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             return None
         fetched = result._partition_records
         try:
-            records, size, passed_over = unpack(
-                fetched, MAX_CHUNK_RECORDS, MAX_CHUNK_BYTES
+            unpacked = self.lane.unpacker.unpack(
+                fetched,
+                MAX_CHUNK_RECORDS,
+                min(MAX_CHUNK_BYTES, self.lane.room()),
+                time.monotonic() + UNPACK_SECONDS,
             )
         except BaseException:
             self._drop(fetcher, aiotp)
             raise
         result._update_position()
-        if not fetched._records.has_next():
+        if fetched._records.is_done:
             self._drop(fetcher, aiotp)
+        elif unpacked.is_cut_short:
+            self._goes_on = True
+            partition.steps += 1
         asked, position = partition.expected, state.position
         if position == asked:
             return None
@@ -298,10 +386,12 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             # log's start, since the log begins after it.
             missing=begin - asked,
             end_offset=max(position, state.lso or state.highwater or 0),
-            records=records,
-            size=size,
+            records=unpacked.records,
+            large=unpacked.large,
+            unread=unpacked.unread,
+            size=unpacked.size,
             epoch=partition.epoch,
-            unexplained=position - begin - len(records) - passed_over,
+            unexplained=position - begin - unpacked.explained,
         )
 
     @staticmethod

@@ -11,10 +11,15 @@ from typing import Protocol
 
 from faust.types import TP
 
+from heartbeat_app.lane.records import Large, LargeRecord, Unpacker
+
 # What may wait for the agent, so that memory is bounded in bytes: two chunks keep it
 # busy (one being written, one ready), and the sum over all partitions has a limit.
 MAX_WAITING_CHUNKS = 2
 MAX_WAITING_BYTES = 8 * 1024 * 1024
+# One chunk of each partition is let through beyond that, with so many bytes or one
+# batch more.
+LEAST_CHUNK_BYTES = 1024 * 1024
 # Nothing is read while the topics' ids were not looked up for so long: a process that
 # was frozen would take the records of a topic that was made again for the old one's.
 MAX_ID_AGE_SECONDS = 2.0
@@ -54,6 +59,10 @@ class Partition:
     # the topic's id changes or a person decides.
     truncated: bool = False
     reported: bool = False
+    # How often a batch went on being taken apart: a sign of life while none of its
+    # records is ready.
+    steps: int = 0
+    served: float = 0.0  # when it had its turn to be unpacked, by time.monotonic()
 
 
 class Lane:
@@ -64,6 +73,9 @@ class Lane:
         ledger: Where to resume from.
         topic_ids: Looks up the ids of topics by name; may block, is called in a
             thread; leaves out topics that do not exist.
+        max_record_bytes: Of a record's key, value and headers together (each header
+            counts 64 bytes more). One that has more is never held whole.
+        large: Makes what takes its place in a chunk.
     """
 
     def __init__(
@@ -71,10 +83,14 @@ class Lane:
         topics: Iterable[str],
         ledger: Ledger,
         topic_ids: Callable[[Collection[str]], Mapping[str, str]],
+        *,
+        max_record_bytes: int = 1024 * 1024,
+        large: Callable[[], Large] = LargeRecord,
     ) -> None:
         self.topics = frozenset(topics)
         self.ledger = ledger
         self.topic_ids = topic_ids
+        self.unpacker = Unpacker(max_record_bytes, large)
         self.partitions: dict[TP, Partition] = {}
         # What the last chunks took their agent.
         self.seconds_to_store = 0.0
@@ -84,6 +100,11 @@ class Lane:
     def of(self, tps: Iterable[TP]) -> set[TP]:
         """Those of the partitions that belong to the lane."""
         return {tp for tp in tps if tp.topic in self.topics}
+
+    def in_turn(self, tps: Iterable[TP]) -> list[TP]:
+        """Those that are read, who had their turn last at the end."""
+        known = [tp for tp in tps if tp in self.partitions]
+        return sorted(known, key=lambda tp: self.partitions[tp].served)
 
     def start(self, tp: TP, topic_id: str, offset: int, *, end: int) -> None:
         """Begin (again) at an offset; what was handed out before becomes stale.
@@ -121,6 +142,10 @@ class Lane:
         return len(partition.waiting) < MAX_WAITING_CHUNKS and (
             not partition.waiting or self.waiting_bytes() < MAX_WAITING_BYTES
         )
+
+    def room(self) -> int:
+        """How many bytes the next chunk may have."""
+        return max(LEAST_CHUNK_BYTES, MAX_WAITING_BYTES - self.waiting_bytes())
 
     def is_idle(self) -> bool:
         """Whether no chunk waits for the agent or is with it."""

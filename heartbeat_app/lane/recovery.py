@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from faust.tables.manager import TableManager
-from faust.tables.recovery import Recovery
+from faust.tables.recovery import RebalanceAgain, Recovery
+from faust.types import TP
 from mode import Seconds
 
 
@@ -17,10 +18,33 @@ class LaneRecovery(Recovery):
     the next rebalance revives it. Without a time-out the wait still ends when the
     service stops or another rebalance begins, which are the ends that matter; the
     lane relies on it while the database is away.
+
+    And it ends when another rebalance has begun, not only when that one has assigned
+    partitions. Faust would start the flow in the middle of it: partitions that become
+    another's were processed on, and what was handed out until the next seek was
+    dropped, and committed over.
     """
+
+    _rebalance = 0
+
+    async def on_rebalance(
+        self,
+        assigned: set[TP],
+        revoked: set[TP],
+        newly_assigned: set[TP],
+        generation_id: int = 0,
+    ) -> None:
+        """Call when partitions were assigned."""
+        app: Any = self.app
+        if generation_id == app.consumer_generation_id:  # Faust ignores another
+            self._rebalance = app.rebalancing_count
+        await super().on_rebalance(assigned, revoked, newly_assigned, generation_id)
 
     async def _wait(self, coro: Any, timeout: Seconds | None = None) -> None:
         await super()._wait(coro, timeout=None)
+        app: Any = self.app
+        if app.rebalancing_count != self._rebalance:
+            raise RebalanceAgain()
 
 
 class LaneTableManager(TableManager):

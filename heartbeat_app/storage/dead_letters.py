@@ -19,7 +19,7 @@ from heartbeat_app.validation import Reason, Refusal
 
 # PostgreSQL ends a session whose statement has 1 GB or more, for ever the same one. A
 # byte takes two characters, and some records of a megabyte fit into a small fetch.
-MAX_STATEMENT_BYTES = 8 * 1024 * 1024
+MAX_STATEMENT_BYTES = 2 * 1024 * 1024
 
 INSERT = Prepared(
     "dead_letters_insert",

@@ -47,7 +47,7 @@ BY_SCENARIO = (
                 "heartbeat_app/lane/consumer.py",
                 "        offsets.update(await self.restart_at_ledger(lane_tps))\n",
                 "        found = await self._thread.call_thread(\n"
-                "            self._thread.seek_others_to_committed, lane_tps\n"
+                "            self._thread.seek_others, lane_tps, {}\n"
                 "        )\n"
                 "        starts = await self._find_starts(lane_tps)\n"
                 "        for tp, each in starts.items():\n"
@@ -161,8 +161,8 @@ BY_SCENARIO = (
         (
             Patch(
                 "heartbeat_app/lane/records.py",
-                "        except UnicodeDecodeError:\n",
-                "        except ZeroDivisionError:\n",
+                'headers.append((name.decode("utf-8", "surrogateescape"), content))',
+                "headers.append((name.decode(), content))",
             ),
         ),
     ),

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 
 from heartbeat_app.batches import Batch, decode_records
 from heartbeat_app.lane.fetch import MAX_CHUNK_BYTES
-from heartbeat_app.lane.records import FetchedRecords, Record, unpack
+from heartbeat_app.lane.records import FetchedRecords, LargeRecord, Record, Unpacker
 from heartbeat_app.storage.writer import Writer
 from heartbeat_app.validation import Rules
 from tests.fuzz import reference
@@ -57,12 +57,17 @@ def made(entries: st.SearchStrategy[Entry], count: int) -> list[Entry]:
 
 def fetch(entries: list[Entry], codec: str) -> list[Record]:
     """The records as the lane takes them out of one of Kafka's answers."""
-    data = RecordBatch(0, len(entries), entries, codec).encode()
+    in_order = [dataclasses.replace(each, delta=n) for n, each in enumerate(entries)]
+    data = RecordBatch(0, len(entries), in_order, codec).encode()
     fetched: Any = PartitionRecords(
         TopicPartition(TOPIC, 0), FetchedRecords(data), [], 0, None, None, True,
         READ_COMMITTED,
     )  # fmt: skip
-    return unpack(fetched, len(entries), MAX_CHUNK_BYTES)[0]
+    unpacker = Unpacker(MAX_CHUNK_BYTES, LargeRecord)
+    found: list[Record] = []
+    while not fetched._records.is_done:
+        found += unpacker.unpack(fetched, len(entries), MAX_CHUNK_BYTES).records
+    return found
 
 
 def batch(records: list[Record], rules: Rules = RULES) -> Batch:

@@ -106,6 +106,7 @@ WRONG = {
     "SYNTHETIC_INTERVAL_SECONDS": ["0", "0.001", "86401", "nan", "inf", "1s"],
     "SYNTHETIC_SEED": ["-1", str(2**63), "x"],
     "MAX_FUTURE_SECONDS": ["-1", "nan", "inf", "-inf", "5m"],
+    "MAX_RECORD_BYTES": ["0", "4095", "4194305", "1e6"],
     "RETENTION_DAYS": ["0", "-1", "36501", "1.5", "ever"],
     "MINUTES_RETENTION_DAYS": ["0", "36501", "x"],
     "HOURS_RETENTION_DAYS": ["0", "36501", "x"],

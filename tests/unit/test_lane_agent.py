@@ -35,8 +35,9 @@ class Worker:
             asked = self._positions.get(partition, 0)
             self._positions[partition] = asked + 5
             chunk = Chunk(
-                "beats", "id", partition, asked, asked + 5, 0, asked + 5, [], size, 1
-            )
+                "beats", "id", partition, asked, asked + 5, 0, asked + 5, [], [], [],
+                size, 1,
+            )  # fmt: skip
             if chunk.tp not in self.lane.partitions:
                 self.lane.start(chunk.tp, "id", 0, end=0)
                 self.lane.partitions[chunk.tp].epoch = 1

@@ -57,7 +57,8 @@ def make_chunk(lane: Lane, tp: TP, asked: int, position: int) -> Chunk:
     lane.partitions[tp].waiting[position] = 1
     return Chunk(
         topic=tp.topic, topic_id="id", partition=tp.partition, asked=asked,
-        position=position, missing=0, end_offset=position, records=[], size=1,
+        position=position, missing=0, end_offset=position, records=[],
+        large=[], unread=[], size=1,
         epoch=lane.partitions[tp].epoch,
     )  # fmt: skip
 

@@ -17,13 +17,27 @@ from aiokafka.structs import TopicPartition
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from heartbeat_app.lane.records import FetchedRecords, Record, unpack
+from heartbeat_app.lane.records import (
+    FetchedRecords,
+    LargeRecord,
+    Record,
+    Unpacked,
+    Unpacker,
+)
 from tests.record_batches import ABORT, CODECS, COMMIT, Entry, RecordBatch, marker
 
 Headers = list[tuple[bytes, bytes | None]]
 Seen = tuple[int, bytes | None, bytes | None, Headers]
 
 MAX = 1_000_000
+
+
+def unpack(
+    source: Any, max_records: int, max_bytes: int, max_record_bytes: int = 16 * MAX
+) -> Unpacked:
+    return Unpacker(max_record_bytes, LargeRecord).unpack(
+        source, max_records, max_bytes
+    )
 
 
 def fetched(
@@ -136,9 +150,9 @@ def test_what_is_unpacked_is_what_was_committed(log: Log, data: st.DataObject) -
     limit = data.draw(st.integers(1, 10) | st.just(MAX))
     source = fetched(log.data, offset, log.aborted, FetchedRecords)
     found: list[Record] = []
-    while source._records.has_next():
+    while not source._records.is_done:
         before = source.next_fetch_offset
-        part = unpack(source, limit, MAX)[0]
+        part = unpack(source, limit, MAX).records
         assert len(part) < limit + 5  # a whole batch more at most
         assert all(before <= each.offset < source.next_fetch_offset for each in part)
         found += part
@@ -156,14 +170,14 @@ def test_offsets_of_transactions_are_told_from_those_that_nothing_explains() -> 
     ]
     data = b"".join(each.encode() for each in log)
     source = fetched(data, 2, [(7, 5)], FetchedRecords)
-    found, _, passed_over = unpack(source, MAX, MAX)
-    assert [each.offset for each in found] == [2, 10, 11]
+    found = unpack(source, MAX, MAX)
+    assert [each.offset for each in found.records] == [2, 10, 11]
     # The aborted batch, compacted or not, and both markers; 3 and 4 are gone.
-    assert passed_over == 4 + 1 + 1
+    assert found.passed_over == 4 + 1 + 1
     assert source.next_fetch_offset == 13
     # A fetch that begins inside of an aborted batch.
     source = fetched(data[len(log[0].encode()) :], 7, [(7, 5)], FetchedRecords)
-    assert unpack(source, MAX, MAX)[2] == 2 + 1 + 1
+    assert unpack(source, MAX, MAX).passed_over == 2 + 1 + 1
 
 
 @settings(max_examples=150)
@@ -177,7 +191,7 @@ def test_aiokafka_unpacks_the_same(log: Log, data: st.DataObject) -> None:
     ]
     theirs = fetched(log.data, offset, log.aborted, MemoryRecords)
     ours = fetched(log.data, offset, log.aborted, FetchedRecords)
-    assert seen(unpack(ours, MAX, MAX)[0]) == seen(list(theirs))
+    assert seen(unpack(ours, MAX, MAX).records) == seen(list(theirs))
     assert ours.next_fetch_offset == theirs.next_fetch_offset
 
 
@@ -205,7 +219,7 @@ def test_the_formats_before_are_unpacked_too(
         data = (len(sent) - 1).to_bytes(8, "big") + data[8:]
     theirs = fetched(data, 0, [], MemoryRecords)
     ours = fetched(data, 0, [], FetchedRecords)
-    found = unpack(ours, MAX, MAX)[0]
+    found = unpack(ours, MAX, MAX).records
     assert seen(found) == seen(list(theirs))
     assert [(each.key, each.value) for each in found] == sent
     assert ours.next_fetch_offset == theirs.next_fetch_offset == len(sent)
@@ -222,7 +236,8 @@ def test_the_name_of_a_header_may_be_any_bytes(header_names: list[bytes]) -> Non
     ]
     for codec in CODECS:
         batch = RecordBatch(0, len(entries), entries, codec)
-        found, *_ = unpack(fetched(batch.encode(), 0, [], FetchedRecords), MAX, MAX)
+        source = fetched(batch.encode(), 0, [], FetchedRecords)
+        found = unpack(source, MAX, MAX).records
         assert [names(each.headers)[0][0] for each in found] == header_names
 
 
@@ -236,7 +251,7 @@ def test_a_marker_that_compaction_took_is_a_gap() -> None:
         RecordBatch(2, 1, [Entry(0, None, b"after")]),
     ]
     source = fetched(b"".join(b.encode() for b in log), 0, [], FetchedRecords)
-    assert [each.value for each in unpack(source, MAX, MAX)[0]] == [
+    assert [each.value for each in unpack(source, MAX, MAX).records] == [
         b"committed",
         b"after",
     ]
@@ -246,7 +261,7 @@ def test_a_marker_that_compaction_took_is_a_gap() -> None:
 def test_a_batch_below_the_offset_does_not_move_it_back() -> None:
     log = [RecordBatch(0, 2, [Entry(0), Entry(1)]), RecordBatch(2, 1, [Entry(0)])]
     source = fetched(b"".join(b.encode() for b in log), 2, [], FetchedRecords)
-    assert [each.offset for each in unpack(source, MAX, MAX)[0]] == [2]
+    assert [each.offset for each in unpack(source, MAX, MAX).records] == [2]
 
 
 def test_records_of_a_megabyte_come_whole() -> None:
@@ -254,7 +269,8 @@ def test_records_of_a_megabyte_come_whole() -> None:
     entries = [Entry(n, value, value) for n, value in enumerate(values)]
     for codec in CODECS:
         data = RecordBatch(0, 3, entries, codec).encode()
-        found, *_ = unpack(fetched(data, 0, [], FetchedRecords), MAX, 10 * MAX)
+        source = fetched(data, 0, [], FetchedRecords)
+        found = unpack(source, MAX, 10 * MAX).records
         assert [each.value for each in found] == values
         assert [each.key for each in found] == values
 
@@ -267,9 +283,8 @@ def test_records_that_unpack_to_much_come_in_parts() -> None:
     assert len(data) < 5_000
     source = fetched(data, 0, [], FetchedRecords)
     parts = [unpack(source, MAX, 2 * MAX) for _ in range(3)]
-    assert [([r.offset for r in found], size) for found, size, _ in parts] == [
-        ([0, 1], 2 * MAX), ([2, 3], 2 * MAX), ([4], MAX),
-    ]  # fmt: skip
+    assert [[r.offset for r in part.records] for part in parts] == [[0, 1], [2, 3], [4]]
+    assert [part.size // MAX for part in parts] == [2, 2, 1]
 
 
 def test_a_bit_that_flipped_is_no_record() -> None:
@@ -286,7 +301,7 @@ def test_a_batch_that_was_cut_off_is_left_for_the_next_fetch(
     """Kafka may end an answer in the middle of a batch."""
     part = log.data[:-cut]
     source = fetched(part, log.batches[0].first, log.aborted, FetchedRecords)
-    found = seen(unpack(source, MAX, MAX)[0])
+    found = seen(unpack(source, MAX, MAX).records)
     assert found == log.expected[: len(found)]
     assert source.next_fetch_offset <= log.end
     kept, at = 0, 0
