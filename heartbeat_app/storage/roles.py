@@ -69,7 +69,8 @@ WORKER = (
     "drop_day(DATE), drop_rollup_month(TEXT, DATE), finish_detaching(), "
     "drop_dead_letters(TIMESTAMPTZ, INTEGER) TO {role}",
     "GRANT SELECT, INSERT, UPDATE (batches, consumed, stored, duplicate, dead, "
-    "delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds) "
+    "delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds, "
+    "delay_min_seconds) "
     "ON ingest_minute TO {role}",
     "GRANT SELECT ON erased_customers TO {role}",
     # Beats that may be there already go through a temporary table.

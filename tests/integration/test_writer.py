@@ -681,7 +681,8 @@ def minutes(kept: Kept) -> list[Any]:
     return list(
         kept.all(
             "SELECT partition, minute, batches, consumed, stored, duplicate, dead,"
-            " delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds"
+            " delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds,"
+            " delay_min_seconds"
             " FROM ingest_minute ORDER BY minute, partition"
         )
     )
@@ -697,7 +698,8 @@ def test_a_minute_adds_up_its_batches(make_writer: MakeWriter, kept: Kept) -> No
     assert row[:7] == (0, START, 2, 6, 3, 1, 2)
     assert row.delay_sum_seconds == pytest.approx(2.5)
     assert row.delay_max_seconds == pytest.approx(2.0)
-    histogram = [0] * 18
+    assert row.delay_min_seconds == 0
+    histogram = [0] * 50
     histogram[0], histogram[8], histogram[10] = 1, 1, 1  # 0, 0.5 and 2 s
     assert row.delay_histogram == histogram
     assert 0 < row.write_seconds < 10
