@@ -41,6 +41,7 @@ from heartbeat_app.exporting import (
 )
 from heartbeat_app.kafka import Admin, explained
 from heartbeat_app.models import why_no_customer_id
+from heartbeat_app.output import say
 from heartbeat_app.progress import ProgressDisplay
 from heartbeat_app.recordings import read
 from heartbeat_app.sending import Sender, Tally, paced
@@ -106,6 +107,7 @@ def demo(ctx: click.Context, seconds: float | None, fresh: bool, yes: bool) -> N
     """
     from heartbeat_app.demo import run_demo  # needs the extra `embedded`
 
+    app.settings.require_database()
     ctx.exit(run_demo(app.settings, seconds=seconds, fresh=fresh, yes=yes))
 
 
@@ -197,10 +199,16 @@ def send(
         for recording in recordings:
             stack.callback(recording.close)  # before its file
         tally = sender.send(paced(recordings, speed))
-    click.echo(report.sent(tally, topic))
+    problem = report.sending_problem(tally)
+    try:
+        say(report.sent(tally, topic), done=True)
+    except (CommandError, BrokenPipeError):
+        if problem:
+            click.echo(problem, err=True)
+        raise
     if tally.stopped_by is not None:
         ctx.exit(128 + tally.stopped_by)
-    if problem := report.sending_problem(tally):
+    if problem:
         raise CommandError(problem)
 
 
@@ -250,9 +258,9 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
         trouble = error.message
     result = audit(found, settings.heartbeats_topic, logs)
     if _wants_json(ctx, as_json):
-        click.echo(report.books_json(result, trouble))
+        say(report.books_json(result, trouble))
         ctx.exit(0 if result.complete and not result.problems else 1)
-    click.echo(report.books_table(result))
+    say(report.books_table(result))
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
     if result.problems:
@@ -262,7 +270,7 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             f"{trouble}\nThe books balance in PostgreSQL; what Kafka holds was not "
             "checked."
         )
-    click.echo(report.balance(result))
+    say(report.balance(result))
 
 
 @cli.command()
@@ -277,9 +285,9 @@ def partitions(ctx: click.Context, as_json: bool) -> None:
     with _database("partitions") as engine:
         found = read_partitions(engine)
     if _wants_json(ctx, as_json):
-        click.echo(report.partitions_json(found))
+        say(report.partitions_json(found))
     else:
-        click.echo(report.partitions_table(found))
+        say(report.partitions_table(found))
 
 
 @cli.group("dead-letters")
@@ -311,9 +319,9 @@ def list_letters(
         counts = dead_letters.count_by_reason(engine)
         letters = dead_letters.list_letters(engine, reason=wanted, limit=limit)
     if _wants_json(ctx, as_json):
-        click.echo(report.letters_json(letters, counts))
+        say(report.letters_json(letters, counts))
     else:
-        click.echo(report.letters_table(letters, counts))
+        say(report.letters_table(letters, counts))
 
 
 @dead_letters_group.command("show")
@@ -327,9 +335,9 @@ def show_letter(ctx: click.Context, letter_id: int, as_json: bool) -> None:
     if found is None:
         raise CommandError(f"There is no dead letter {letter_id}.")
     if _wants_json(ctx, as_json):
-        click.echo(report.letter_json(*found))
+        say(report.letter_json(*found))
     else:
-        click.echo(report.letter_text(*found))
+        say(report.letter_text(*found))
 
 
 @dead_letters_group.command("replay")
@@ -366,7 +374,7 @@ def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> Non
             dry_run=dry_run,
             progress=progress,
         )
-    click.echo(report.replayed(result, dry_run=dry_run))
+    say(report.replayed(result, dry_run=dry_run), done=True)
 
 
 @cli.command("erase")
@@ -409,9 +417,8 @@ def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
         except KeyboardInterrupt:
             click.echo(report.erasure_stopped(noted=noted), err=True)
             ctx.exit(128 + (stop.signal or signal.SIGINT))
-    click.echo(report.erased(result))
-    click.echo(_still_in_kafka())
-    click.echo(report.ERASE_ELSEWHERE)
+    words = [report.erased(result), _still_in_kafka(), report.ERASE_ELSEWHERE]
+    say("\n".join(words), done=True)
 
 
 def _still_in_kafka() -> str:
@@ -488,6 +495,10 @@ def export_beats(
     - is standard output. FILE has its name only when it is complete. A worker may run
     meanwhile.
     """
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError(
+            f"--from {since.isoformat()} does not lie before --to {until.isoformat()}."
+        )
     to_stream = path == "-"
     format = format or (PARQUET if path.endswith(".parquet") else CSV)
     with (
@@ -504,7 +515,11 @@ def export_beats(
             format,
             progress,
         )
-    click.echo(report.exported(result, click.format_filename(path)), err=to_stream)
+    words = report.exported(result, click.format_filename(path))
+    if to_stream:
+        click.echo(words, err=True)
+    else:
+        say(words, done=True)
     if result.stopped_by is not None:
         ctx.exit(128 + result.stopped_by)
 
@@ -513,6 +528,7 @@ def export_beats(
 def _database(command: str, settings: Settings | None = None) -> Iterator[Engine]:
     """An engine for one command; what goes wrong becomes a `CommandError`."""
     settings = settings or app.settings
+    settings.require_database()
     engine = make_engine(
         settings, application_name=f"heartbeat_app {command}", pool_size=2
     )

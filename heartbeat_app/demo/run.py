@@ -12,7 +12,6 @@ from pathlib import Path
 
 import click
 from confluent_kafka import KafkaException
-from dotenv import dotenv_values
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.config import Settings
@@ -30,6 +29,7 @@ from heartbeat_app.embedded import EmbeddedServer, KafkaServer, PostgresServer
 from heartbeat_app.embedded.folder import FolderLock, make_own_folder
 from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
 from heartbeat_app.embedded.processes import run_to_end
+from heartbeat_app.env_file import read_env_file
 from heartbeat_app.exceptions import EmbeddedServerError, HeartbeatError
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.topics import ensure_topic
@@ -335,6 +335,7 @@ def _worker_environment(project: Path) -> dict[str, str]:
     """1,000 customers unless the person has said how many, and no other's password."""
     given = dict.fromkeys(NOT_FOR_THE_WORKER, "")  # .env says them: this unsets them
     name = "SYNTHETIC_CUSTOMERS"
-    if not (os.environ.get(name) or dotenv_values(project / ".env").get(name)):
+    told = {**read_env_file(project / ".env", os.environ), **os.environ}
+    if not told.get(name):
         given[name] = SYNTHETIC_CUSTOMERS
     return given
