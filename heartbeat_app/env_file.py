@@ -168,7 +168,7 @@ def _replace(value: str, lookup: Lookup) -> str:
         # The pattern goes as far as the last brace.
         reference, rest = _closed(match[0])
         inner = _REFERENCE.match(reference)
-        assert inner is not None and inner["braced"] is not None
+        assert inner is not None
         operation = _OPERATOR.fullmatch(inner["braced"])
         if operation is None:
             return lookup(inner["braced"]) or ""

@@ -102,15 +102,16 @@ def _replace_version() -> None:
             param.callback = tell
 
 
-def _replace(
-    name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
-) -> None:
+Callback = Callable[..., Any]
+
+
+def _replace(name: str, wrap: Callable[[Callback], Callback]) -> None:
     inner = cli.commands[name].callback
     assert inner is not None
     cli.commands[name].callback = functools.wraps(inner)(wrap(inner))
 
 
-def _said(inner: Callable[..., Any]) -> Callable[..., Any]:
+def _said(inner: Callback) -> Callback:
     """What the command prints goes through `say`."""
 
     def run(*arguments: Any, **options: Any) -> Any:
@@ -125,7 +126,9 @@ def _said(inner: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _with_database(inner: Callable[..., Any]) -> Callable[..., Any]:
+def _with_database(inner: Callback) -> Callback:
+    """The command needs the database, so its settings have to be there."""
+
     def run(*arguments: Any, **options: Any) -> Any:
         app.settings.require_database()
         return inner(*arguments, **options)

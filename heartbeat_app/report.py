@@ -61,13 +61,14 @@ def sending_problem(tally: Tally) -> str | None:
         )
         problems.append(
             f"{_beats(tally.failed.total())} of {tally.sent:,} "
-            f"{_was(tally.failed.total())} not acknowledged: {kinds}. Sending all again stores nothing twice."
+            f"{_was(tally.failed.total())} not acknowledged: {kinds}. "
+            "Sending all again stores nothing twice."
         )
     if tally.stopped_at is not None:
         problems.append(
             f"{tally.stopped_at}\nStopped there; {_beats(tally.acknowledged)} before "
-            f"it {_was(tally.acknowledged)} acknowledged. Mend the line and send all again, which stores "
-            "nothing twice; or pass over bad lines with --skip-bad."
+            f"it {_was(tally.acknowledged)} acknowledged. Mend the line and send all "
+            "again, which stores nothing twice; or pass over bad lines with --skip-bad."
         )
     return "\n".join(problems) or None
 
