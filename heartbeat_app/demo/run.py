@@ -19,6 +19,7 @@ from heartbeat_app.demo.figures import FigureReader
 from heartbeat_app.demo.preflight import (
     ROOM_TO_RUN_BYTES,
     ROOM_TO_START_BYTES,
+    require_files,
     require_local,
     require_room,
 )
@@ -75,6 +76,7 @@ def run_demo(
     screen = Screen()
     try:
         require_local(settings)
+        require_files()
         with StopSignals() as signals:
             demo = _Demo(settings, project or Path.cwd(), screen, signals)
             return demo.run(seconds=seconds, fresh=fresh, yes=yes)
@@ -85,12 +87,13 @@ def run_demo(
         screen.problem("Stopped before everything was up.")
         return 130
     except OSError as exc:
-        if exc.errno != errno.ENOSPC:
+        if exc.errno == errno.ENOSPC:
+            words = f"The disk is full: {exc}.\nMake room"
+        elif exc.filename is not None:
+            words = f"{exc.filename}: {exc.strerror}.\nMend that"
+        else:
             raise
-        screen.problem(
-            f"The disk is full: {exc}.\nMake room and start again: what was kept is "
-            "still there."
-        )
+        screen.problem(f"{words} and start again: what was kept is still there.")
         return 1
     finally:
         screen.end_steps()
