@@ -47,14 +47,26 @@ def all_series(causes: int) -> list[str]:
             for name in WORKERS
             for cause in range(causes)
         ),
+        *(
+            f'heartbeat_app_{metric}{{instance="{name}"}}'
+            for name in WORKERS
+            for metric in (
+                "writes_failed_total",
+                "transaction_seconds_sum",
+                "transaction_seconds_count",
+            )
+        ),
+        *(f'up{{instance="{name}",job="heartbeat_app"}}' for name in WORKERS),
         'node_filesystem_avail_bytes{mountpoint="/var/lib/postgresql"}',
     ]
 
 
 def value(series: str, scrape: int) -> int:
     """What is scraped at that number of a scrape."""
-    if "retries" in series:
+    if "retries" in series or "failed" in series:
         return scrape // 240  # one an hour of each cause
+    if "transaction" in series:
+        return scrape * 100
     if "lag" in series:
         return scrape * 7919 % 1000
     if "avail" in series:

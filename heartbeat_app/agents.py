@@ -85,6 +85,14 @@ class Summary:
                 batch,
                 f"{written.missing:,}",
             )
+        if written.unreadable:
+            log.error(
+                "%s: %s offsets are of a batch that could not be taken apart; counted "
+                "as unreadable, see `heartbeat_app dead-letters list --reason "
+                "unreadable_batch`",
+                batch,
+                f"{written.unreadable:,}",
+            )
         log.debug("%s: stored: %s", batch, written.counts)
         if written.consumed:
             with self._lock:
@@ -175,7 +183,7 @@ def write(batches: Sequence[Batch]) -> list[Batch]:
     except Exception as error:
         app.metrics.count_retry(error)
         raise
-    if any(each.consumed or each.missing for each in written):
+    if any(each.consumed or each.missing or each.unreadable for each in written):
         app.metrics.count_transaction(written[0].seconds)
     for batch, each in zip(batches, written, strict=True):
         app.metrics.count(batch.topic, batch.partition, each)

@@ -22,6 +22,25 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A batch of Kafka's, or its rest, that cannot be taken apart.
+
+    Attributes:
+        first, last: Its offsets; the last one belongs to it.
+        why: What is wrong with it, in words.
+    """
+
+    first: int
+    last: int
+    why: str
+
+    @property
+    def offsets(self) -> int:
+        """How many offsets it has."""
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Accounts for every offset from `asked` up to, not including, `position`.
 
@@ -33,6 +52,7 @@ class Batch:
         beats: The valid records, ascending by offset.
         sources: The record that each beat was, at the same index.
         refused: The other records.
+        unreadable: What of the range cannot be read, ascending.
     """
 
     topic: str
@@ -45,6 +65,7 @@ class Batch:
     beats: Sequence[Heartbeat]
     sources: Sequence[Record]
     refused: Sequence[Refused]
+    unreadable: Sequence[Unreadable] = ()
 
     @property
     def records(self) -> int:
@@ -67,6 +88,11 @@ class Batch:
             beats=self.beats[first:],
             sources=self.sources[first:],
             refused=[r for r in self.refused if r.record.offset >= offset],
+            unreadable=[
+                replace(each, first=max(each.first, offset))
+                for each in self.unreadable
+                if each.last >= offset
+            ],
         )
 
     def first(self, records: int) -> Batch:
@@ -85,6 +111,8 @@ class Batch:
             beats=self.beats[:keep],
             sources=self.sources[:keep],
             refused=[r for r in self.refused if r.record.offset < end],
+            # None has a record's offset, so that none is cut in two.
+            unreadable=[each for each in self.unreadable if each.last < end],
         )
 
 

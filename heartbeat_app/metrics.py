@@ -24,11 +24,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-from heartbeat_app.exceptions import ApartError
+from heartbeat_app.exceptions import ApartError, LedgerWentBackError
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
 from heartbeat_app.storage.writer import Written
+from heartbeat_app.validation import Reason
 from heartbeat_app.watchdog import Health
 
 # Powers of ten and their halves, from a quiet second to the most that a chunk holds.
@@ -39,6 +40,15 @@ TRANSACTION_BOUNDS_SECONDS = (
 )  # fmt: skip
 
 PARTITION = ("topic", "partition")
+
+# Prometheus sees no increase in a series whose first sample is not 0, so each cause is
+# there from the start, and there are no others: classes of SQLSTATEs, and types.
+OTHER = "other"
+CAUSES = (
+    "08", "25", "40", "42", "53", "54", "55", "57", "58", "XX",
+    "OperationalError", "InterfaceError", "TimeoutError", LedgerWentBackError.__name__,
+    OTHER,
+)  # fmt: skip
 
 # Each counter would have a twin with the instant that it began at; the process's
 # start time tells the same.
@@ -57,6 +67,7 @@ class Metrics:
         self, health: Callable[[], Health], backlog: Callable[[], Backlog | None]
     ) -> None:
         self.registry = CollectorRegistry()
+        self._health = health
         self._consumed = self._counter(
             "heartbeat_app_records_consumed",
             "Records of Kafka that were dealt with: stored, duplicate or dead.",
@@ -80,11 +91,25 @@ class Metrics:
             "Records that fell out of Kafka's log before they were read.",
             PARTITION,
         )
+        self._unreadable = self._counter(
+            "heartbeat_app_offsets_unreadable",
+            "Offsets of record batches that could not be taken apart; a dead letter "
+            "has each batch.",
+            PARTITION,
+        )
         self._retries = self._counter(
             "heartbeat_app_retries",
             "Attempts to store a batch that failed and were made again, by cause: "
             "the class of the SQLSTATE, or the type of the error.",
             ("cause",),
+        )
+        for cause in CAUSES:
+            self._retries.labels(cause)
+        # One series, where the sum of all causes over a year takes Prometheus long.
+        self._failed = Counter(
+            "heartbeat_app_writes_failed",
+            "Attempts to store a batch that failed and were made again, of all causes.",
+            registry=self.registry,
         )
         self._batch = Histogram(
             "heartbeat_app_batch_records",
@@ -124,13 +149,14 @@ class Metrics:
 
         Its transaction is counted by `count_transaction`, since batches share one.
         """
-        if not written.consumed and not written.missing:
+        if not (written.consumed or written.missing or written.unreadable):
             return  # stored before, or nothing but holes
         where = topic, str(partition)
         self._consumed.labels(*where).inc(written.consumed)
         self._stored.labels(*where).inc(written.stored)
         self._duplicate.labels(*where).inc(written.duplicate)
         self._missing.labels(*where).inc(written.missing)
+        self._unreadable.labels(*where).inc(written.unreadable)
         for reason, count in written.reasons.items():
             self._dead.labels(*where, reason.value).inc(count)
         self._batch.observe(written.consumed)
@@ -147,17 +173,30 @@ class Metrics:
         """
         if not isinstance(error, ApartError):
             self._retries.labels(cause_of(error)).inc()
+            self._failed.inc()
 
     def expose(self, accept: str) -> tuple[bytes, str]:
-        """All metrics, in the format that the Accept header asks for, and its name."""
+        """All metrics, in the format that the Accept header asks for, and its name.
+
+        Of a partition that was just assigned all counters are there at 0.
+        """
+        for tp in self._health().lags:
+            where = tp.topic, str(tp.partition)
+            for counter in (
+                self._consumed, self._stored, self._duplicate, self._missing
+            ):  # fmt: skip
+                counter.labels(*where)
+            for reason in Reason:
+                self._dead.labels(*where, reason.value)
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
 
 def cause_of(error: Exception) -> str:
-    """Few values, whatever happens: `57`, `OperationalError`, …"""
+    """One of CAUSES, whatever happens."""
     state = errors.sqlstate(error)
-    return state[:2] if state else type(errors.original(error)).__name__
+    cause = state[:2] if state else type(errors.original(error)).__name__
+    return cause if cause in CAUSES else OTHER
 
 
 class DelayCollector(Collector):

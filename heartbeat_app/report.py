@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date, datetime
 from typing import Any
@@ -172,7 +172,7 @@ def books_table(audit: Audit) -> str:
     """One table a topic id, and the sums."""
     head = (
         "partition", "first", "next", "consumed", "stored", "duplicate", "dead",
-        "missing", "gap", "lag",
+        "missing", "gap", "unreadable", "lag",
     )  # fmt: skip
     parts: list[str] = []
     by_topic: dict[tuple[str, str], list[Line]] = {}
@@ -185,7 +185,7 @@ def books_table(audit: Audit) -> str:
     if len(audit.lines) > 1:
         sums = (
             "all", "", "", total.consumed, total.stored, total.duplicate, total.dead,
-            total.missing, total.gap, audit.lag,
+            total.missing, total.gap, total.unreadable, audit.lag,
         )  # fmt: skip
         parts.append("In all")
         parts.append(_columns([head, sums]))
@@ -206,7 +206,7 @@ def books_table(audit: Audit) -> str:
 def _books_row(line: Line) -> tuple[object, ...]:
     books = line.books
     if books is None:
-        return (line.partition, *[""] * 8, line.lag)
+        return (line.partition, *[""] * 9, line.lag)
     return (
         line.partition,
         books.first_offset,
@@ -217,6 +217,7 @@ def _books_row(line: Line) -> tuple[object, ...]:
         books.dead,
         books.missing,
         books.gap,
+        books.unreadable,
         line.lag,
     )
 
@@ -355,7 +356,7 @@ def letters_table(letters: Sequence[Letter], counts: Mapping[str, int]) -> str:
         (
             str(letter.id),
             _instant(letter.first_seen),
-            f"{letter.topic}[{letter.partition}]@{letter.offset}",
+            _where(letter),
             letter.reason,
             letter.replay_outcome or "-",
             escaped(letter.detail),
@@ -381,17 +382,38 @@ def letter_text(letter: Letter, contents: Contents) -> str:
     return "\n".join(
         [
             f"id          {letter.id}",
-            f"record      {letter.topic}[{letter.partition}]@{letter.offset}",
+            f"record      {_where(letter)}",
             f"topic id    {letter.topic_id}",
             f"first seen  {_instant(letter.first_seen)}",
             f"reason      {letter.reason}",
             f"detail      {escaped(letter.detail)}",
             f"replayed    {replay}",
+            *_excerpt(letter),
             f"headers     {escaped(json.dumps(headers, ensure_ascii=False))}",
             f"key         {_bytes_text(contents.key)}",
             f"value       {_bytes_text(contents.value)}",
         ]
     )
+
+
+def _where(letter: Letter) -> str:
+    words = f"{letter.topic}[{letter.partition}]@{letter.offset}"
+    return words if letter.last_offset is None else f"{words}-{letter.last_offset}"
+
+
+def _excerpt(letter: Letter) -> Iterator[str]:
+    """What was left out of a letter."""
+    if letter.last_offset is not None:
+        offsets = letter.last_offset - letter.offset + 1
+        yield f"not kept    {_many(offsets, 'offset')} that could not be read"
+    if letter.record_size is not None:
+        yield (
+            f"kept        the beginning of {_many(letter.record_size, 'byte')}, or "
+            "nothing; it cannot be replayed"
+        )
+        yield f"SHA-256     {letter.record_sha256 or 'erased'}"
+        named = json.dumps(letter.customer_ids or [], ensure_ascii=False)
+        yield f"customers   {escaped(named)}"
 
 
 def letter_json(letter: Letter, contents: Contents) -> str:
@@ -414,7 +436,7 @@ def replaying(so_far: Replayed) -> str:
 def replayed(result: Replayed, *, dry_run: bool) -> str:
     """What came of it; the last line on standard output."""
     if not result.done:
-        return "There is nothing to replay."
+        return "There is nothing to replay." + _incomplete(result)
     letters = _many(result.done, "dead letter")
     words = f"Replayed {letters}: {_outcomes(result)}."
     if dry_run:
@@ -424,7 +446,16 @@ def replayed(result: Replayed, *, dry_run: bool) -> str:
         )
     if result.elsewhere:
         words += f" Another replay has {result.elsewhere:,} of them in hand."
-    return words
+    return words + _incomplete(result)
+
+
+def _incomplete(result: Replayed) -> str:
+    if not result.incomplete:
+        return ""
+    return (
+        f" {_many(result.incomplete, 'more dead letter')} cannot be replayed: their "
+        "records are not kept whole."
+    )
 
 
 def _outcomes(result: Replayed) -> str:

@@ -42,6 +42,8 @@ class Reason(enum.StrEnum):
     TOO_MANY_DAYS = "too_many_days"
     CONFLICT = "conflict"
     REJECTED_BY_DATABASE = "rejected_by_database"
+    TOO_LARGE = "too_large"
+    UNREADABLE_BATCH = "unreadable_batch"
     CUSTOMER_ERASED = "customer_erased"
 
 

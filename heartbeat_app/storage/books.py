@@ -29,8 +29,11 @@ class PartitionBooks:
     """One row of the ledger, and how many dead letters there are of its partition.
 
     Attributes:
-        dead_letters: How many there are.
+        unreadable: Offsets of batches that could not be taken apart.
+        dead_letters: How many there are, of records.
         dropped_dead_letters: How many there were that the retention dropped.
+        unreadable_letters: Offsets that the letters of unreadable batches are about.
+        dropped_unreadable: How many those were about that the retention dropped.
     """
 
     topic: str
@@ -48,6 +51,9 @@ class PartitionBooks:
     updated_at: datetime
     dead_letters: int
     dropped_dead_letters: int = 0
+    unreadable: int = 0
+    unreadable_letters: int = 0
+    dropped_unreadable: int = 0
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}] (topic id {self.topic_id})"
@@ -63,12 +69,13 @@ class PartitionBooks:
                 f"{sorted_out:,}; {_off_by(self.consumed - sorted_out)}."
             )
         offsets = self.next_offset - self.first_offset
-        accounted = self.consumed + self.missing + self.gap
+        accounted = self.consumed + self.missing + self.gap + self.unreadable
         if offsets != accounted:
             yield (
                 f"{self}: offsets {self.first_offset:,} to {self.next_offset - 1:,} "
                 f"are {offsets:,}, but consumed {self.consumed:,} + missing "
-                f"{self.missing:,} + gap {self.gap:,} = {accounted:,}; "
+                f"{self.missing:,} + gap {self.gap:,} + unreadable "
+                f"{self.unreadable:,} = {accounted:,}; "
                 f"{_off_by(offsets - accounted)}."
             )
         letters = self.dead_letters + self.dropped_dead_letters
@@ -79,6 +86,13 @@ class PartitionBooks:
             yield (
                 f"{self}: dead {self.dead:,}, but counted dead letters are "
                 f"{self.dead_letters:,}{dropped}; {_off_by(letters - self.dead)}."
+            )
+        unreadable = self.unreadable_letters + self.dropped_unreadable
+        if self.unreadable != unreadable:
+            yield (
+                f"{self}: unreadable {self.unreadable:,}, but the dead letters of "
+                f"unreadable batches are about {unreadable:,} offsets; "
+                f"{_off_by(unreadable - self.unreadable)}."
             )
 
 
@@ -92,6 +106,7 @@ class Total:
     dead: int
     missing: int
     gap: int
+    unreadable: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +152,7 @@ class Books:
             dead=sum(p.dead for p in self.partitions),
             missing=sum(p.missing for p in self.partitions),
             gap=sum(p.gap for p in self.partitions),
+            unreadable=sum(p.unreadable for p in self.partitions),
         )
 
     @property
@@ -192,38 +208,52 @@ def read_books(engine: Engine, *, deep: bool = False) -> Books:
             # No day is detached meanwhile. Before the snapshot is taken: what was
             # detached before is then known to be.
             connection.execute(text("LOCK TABLE ONLY heartbeats IN ACCESS SHARE MODE"))
-        letters: dict[tuple[str, int], int] = {
-            (topic_id, partition): count
-            for topic_id, partition, count in connection.execute(
+        # Of records, and offsets of unreadable batches.
+        d = dead_letters.c
+        letters: dict[tuple[str, int], tuple[int, int]] = {
+            (topic_id, partition): (count, int(offsets or 0))
+            for topic_id, partition, count, offsets in connection.execute(
                 select(
-                    dead_letters.c.topic_id, dead_letters.c.partition, func.count()
-                ).group_by(dead_letters.c.topic_id, dead_letters.c.partition)
+                    d.topic_id,
+                    d.partition,
+                    func.count() - func.count(d.last_offset),
+                    func.sum(d.last_offset - d.offset + 1),
+                ).group_by(d.topic_id, d.partition)
             )
         }
         c = dropped_dead_letters.c
-        dropped: dict[tuple[str, int], int] = {
-            (topic_id, partition): count
-            for topic_id, partition, count in connection.execute(
-                select(c.topic_id, c.partition, c.letters)
+        dropped: dict[tuple[str, int], tuple[int, int]] = {
+            (topic_id, partition): (count, offsets)
+            for topic_id, partition, count, offsets in connection.execute(
+                select(c.topic_id, c.partition, c.letters, c.unreadable)
             )
         }
         ledger = partition_ledger.c
-        partitions = [
-            PartitionBooks(
-                **row._mapping,
-                dead_letters=letters.pop((row.topic_id, row.partition), 0),
-                dropped_dead_letters=dropped.get((row.topic_id, row.partition), 0),
+        partitions = []
+        for row in connection.execute(
+            select(partition_ledger).order_by(
+                ledger.topic, ledger.topic_id, ledger.partition
             )
-            for row in connection.execute(
-                select(partition_ledger).order_by(
-                    ledger.topic, ledger.topic_id, ledger.partition
+        ):
+            where = row.topic_id, row.partition
+            there, unreadable = letters.pop(where, (0, 0))
+            gone, gone_unreadable = dropped.get(where, (0, 0))
+            partitions.append(
+                PartitionBooks(
+                    **row._mapping,
+                    dead_letters=there,
+                    dropped_dead_letters=gone,
+                    unreadable_letters=unreadable,
+                    dropped_unreadable=gone_unreadable,
                 )
             )
-        ]
         strays = [
-            f"Dead letters: {count:,} of topic id {topic_id}, partition "
+            f"Dead letters: {count:,} and {offsets:,} unreadable offsets of topic id "
+            f"{topic_id}, partition {partition}, which is not in the ledger."
+            if offsets
+            else f"Dead letters: {count:,} of topic id {topic_id}, partition "
             f"{partition}, which is not in the ledger."
-            for (topic_id, partition), count in sorted(letters.items())
+            for (topic_id, partition), (count, offsets) in sorted(letters.items())
         ]
         rows = _count_rows(engine, connection) if deep else None
     return Books(partitions, strays, rows)

@@ -11,10 +11,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select
 
-from heartbeat_app.batches import Batch, Refused
+from heartbeat_app.batches import Batch, Refused, Unreadable
+from heartbeat_app.excerpts import Excerpt, size_of
 from heartbeat_app.storage.prepared import Prepared
 from heartbeat_app.storage.tables import dead_letters
-from heartbeat_app.validation import Reason
+from heartbeat_app.validation import Reason, Refusal
 
 # PostgreSQL ends a session whose statement has 1 GB or more, for ever the same one. A
 # byte takes two characters, and some records of a megabyte fit into a small fetch.
@@ -25,15 +26,19 @@ INSERT = Prepared(
     (
         "TEXT", "TEXT", "INTEGER", "TIMESTAMPTZ",
         "BIGINT[]", *["BYTEA[]"] * 2, *["TEXT[]"] * 3,
+        "BIGINT[]", "BYTEA[]", "TEXT[]", "BIGINT[]",
     ),
     # There already only where a person had the partition read again.
     """
     INSERT INTO dead_letters (
         topic, topic_id, partition, first_seen,
-        "offset", key, value, headers, reason, detail)
-    SELECT $1, $2, $3, $4, "offset", key, value, CAST(headers AS JSONB), reason, detail
-    FROM unnest($5, $6, $7, $8, $9, $10) AS new (
-        "offset", key, value, headers, reason, detail)
+        "offset", key, value, headers, reason, detail,
+        record_size, record_sha256, customer_ids, last_offset)
+    SELECT $1, $2, $3, $4, "offset", key, value, CAST(headers AS JSONB), reason, detail,
+           record_size, record_sha256, CAST(customer_ids AS JSONB), last_offset
+    FROM unnest($5, $6, $7, $8, $9, $10, $11, $12, $13, $14) AS new (
+        "offset", key, value, headers, reason, detail,
+        record_size, record_sha256, customer_ids, last_offset)
     ON CONFLICT (topic_id, partition, "offset") DO NOTHING
     """,
 )  # fmt: skip
@@ -53,7 +58,12 @@ class Letter:
     first_seen: datetime
     replayed_at: datetime | None
     replay_outcome: str | None
-    size: int | None  # bytes of the value; None: it had none
+    size: int | None  # bytes of the value that is kept; None: there is none
+    # Where the record is not kept whole: bytes of all of it.
+    record_size: int | None
+    record_sha256: str | None  # of them, in hexadecimal
+    customer_ids: Sequence[str] | None  # who is named in it
+    last_offset: int | None  # of an unreadable batch, whose first is `offset`
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +88,10 @@ _letter_columns = (
     _c.replayed_at,
     _c.replay_outcome,
     func.octet_length(_c.value).label("size"),
+    _c.record_size,
+    func.encode(_c.record_sha256, "hex").label("record_sha256"),
+    _c.customer_ids,
+    _c.last_offset,
 )
 
 
@@ -125,21 +139,51 @@ def _bytes(found: memoryview | bytes | None) -> bytes | None:
 def insert_dead_letters(
     connection: Connection, batch: Batch, refused: Sequence[Refused], now: datetime
 ) -> None:
-    """Keep refused records as they were received, with the reason."""
-    for page in _pages(refused):
+    """Keep refused records as they were received, or excerpts, with the reason.
+
+    And of what cannot be read where it is.
+    """
+    unreadable = [_unreadable(each) for each in batch.unreadable]
+    for page in _pages([*refused, *unreadable]):
+        records = [each.record for each in page]
+        excerpts = [
+            record if isinstance(record, Excerpt) else None for record in records
+        ]
         INSERT.execute(
             connection,
             batch.topic,
             batch.topic_id,
             batch.partition,
             now,
-            [each.record.offset for each in page],
-            [each.record.key for each in page],
-            [each.record.value for each in page],
-            [_headers_json(each.record.headers) for each in page],
+            [record.offset for record in records],
+            [record.key for record in records],
+            [record.value for record in records],
+            [_headers_json(record.headers) for record in records],
             [each.refusal.reason.value for each in page],
             [each.refusal.detail for each in page],
+            [each and each.size for each in excerpts],
+            [each and each.sha256 for each in excerpts],
+            [each and json.dumps(each.customer_ids) for each in excerpts],
+            [getattr(record, "last_offset", None) for record in records],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unread:
+    """In the place of a record: a batch of which nothing is kept but where it is."""
+
+    offset: int
+    last_offset: int
+    key: None = None
+    value: None = None
+    headers: Sequence[tuple[str, bytes | None]] = ()
+
+
+def _unreadable(found: Unreadable) -> Refused:
+    return Refused(
+        _Unread(found.first, found.last),
+        Refusal(Reason.UNREADABLE_BATCH, found.why),
+    )
 
 
 def _pages(refused: Sequence[Refused]) -> Iterator[list[Refused]]:
@@ -148,7 +192,7 @@ def _pages(refused: Sequence[Refused]) -> Iterator[list[Refused]]:
     size = 0
     for each in refused:
         page.append(each)
-        size += len(each.record.key or b"") + len(each.record.value or b"")
+        size += size_of(each.record)
         if size >= MAX_STATEMENT_BYTES:
             yield page
             page, size = [], 0

@@ -30,6 +30,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     table,
@@ -230,13 +231,16 @@ def _empty_letters(
                 return
             ids = replay.bounded([(row[0], row[1]) for row in sizes])
             letters = connection.execute(
-                select(_l.id, _l.key, _l.value, _l.headers).where(_l.id.in_(ids))
+                select(_l.id, _l.key, _l.value, _l.headers, _l.customer_ids).where(
+                    _l.id.in_(ids)
+                )
             ).all()
         after = ids[-1]
         theirs = []
-        for letter_id, key, value, headers in letters:
+        for letter_id, key, value, headers, named in letters:
             key, value = bytes(key or b""), bytes(value or b"")
-            if customer_id in customers_named(key, value, headers):
+            # Of an excerpt the name may stand in what is not kept.
+            if customer_id in {*customers_named(key, value, headers), *(named or ())}:
                 theirs.append(letter_id)
             elif characters in key + b"\0" + value:
                 erasure.elsewhere.append(letter_id)
@@ -259,6 +263,8 @@ def _empty(engine: Engine, erasure_id: int, ids: Collection[int]) -> None:
                 key=None,
                 value=None,
                 headers=cast(literal("[]"), JSONB),
+                record_sha256=None,
+                customer_ids=null(),
                 detail=DETAIL,
                 replay_outcome=case(
                     (
@@ -277,6 +283,7 @@ def _has_contents() -> Any:
         _l.key.is_not(None),
         _l.value.is_not(None),
         _l.headers != cast(literal("[]"), JSONB),
+        _l.customer_ids.is_not(None),
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from heartbeat_app.batches import Batch, Refused
+from heartbeat_app.excerpts import Excerpt
 from heartbeat_app.models import Record
 from heartbeat_app.validation import Reason, Refusal
 
@@ -135,7 +136,10 @@ def _named_by(record: Record) -> set[str]:
         (name, None if value is None else value.decode(errors="surrogateescape"))
         for name, value in record.headers
     ]
-    return customers_named(record.key, record.value, headers)
+    named = customers_named(record.key, record.value, headers)
+    if isinstance(record, Excerpt):
+        named.update(record.customer_ids)
+    return named
 
 
 def customers_named(

@@ -12,7 +12,9 @@ from heartbeat_app.exceptions import BooksError
 from heartbeat_app.storage.prepared import Bound, Prepared
 from heartbeat_app.storage.tables import partition_ledger as ledger
 
-COUNTED = ("consumed", "stored", "duplicate", "dead", "missing", "gap")
+COUNTED = (
+    "consumed", "stored", "duplicate", "dead", "missing", "gap", "unreadable",
+)  # fmt: skip
 
 BOOK = Prepared(
     "ledger_book",
@@ -27,10 +29,11 @@ BOOK = Prepared(
         duplicate = old.duplicate + new.duplicate,
         dead = old.dead + new.dead,
         missing = old.missing + new.missing,
-        gap = old.gap + new.gap
-    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) AS new (
+        gap = old.gap + new.gap,
+        unreadable = old.unreadable + new.unreadable
+    FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) AS new (
         topic_id, partition, next_offset, end_offset,
-        consumed, stored, duplicate, dead, missing, gap)
+        consumed, stored, duplicate, dead, missing, gap, unreadable)
     WHERE old.topic_id = new.topic_id AND old.partition = new.partition
     """,
 )
@@ -75,7 +78,7 @@ class Entry:
     """What is added to a partition's row.
 
     Attributes:
-        counts: consumed, stored, duplicate, dead, missing and gap.
+        counts: consumed, stored, duplicate, dead, missing, gap and unreadable.
     """
 
     topic_id: str

@@ -27,6 +27,7 @@ from sqlalchemy import (
     Engine,
     and_,
     func,
+    not_,
     or_,
     select,
     tuple_,
@@ -70,6 +71,8 @@ _pending = and_(
     ),
     _c.reason != Reason.CUSTOMER_ERASED.value,
 )
+# What it needs was not kept.
+_incomplete = or_(_c.record_size.is_not(None), _c.last_offset.is_not(None))
 
 
 def refused(reason: Reason) -> str:
@@ -85,9 +88,11 @@ class Replayed:
         pending: How many letters there were to replay when it began.
         outcomes: How many letters had each outcome.
         elsewhere: How many were left to another replay that had them in hand.
+        incomplete: How many cannot be replayed, since their records are not kept whole.
     """
 
     pending: int = 0
+    incomplete: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     elsewhere: int = 0
 
@@ -121,6 +126,10 @@ def replay(
     which = _pending if reason is None else and_(_pending, _c.reason == reason.value)
     so_far = Replayed()
     with engine.connect() as connection:
+        so_far.incomplete = connection.execute(
+            select(func.count()).where(which, _incomplete)
+        ).scalar_one()
+        which = and_(which, not_(_incomplete))
         so_far.pending, last = connection.execute(
             select(func.count(), func.max(_c.id)).where(which)
         ).one()

@@ -37,7 +37,8 @@ WORKER = (
     "GRANT USAGE ON SEQUENCE heartbeats_id_seq TO {role}",
     "GRANT EXECUTE ON FUNCTION make_day(DATE) TO {role}",
     "GRANT SELECT, INSERT, UPDATE (next_offset, end_offset, consumed, stored, "
-    "duplicate, dead, missing, gap, updated_at) ON partition_ledger TO {role}",
+    "duplicate, dead, missing, gap, unreadable, updated_at) ON partition_ledger "
+    "TO {role}",
     "GRANT SELECT, INSERT, UPDATE (replayed_at, replay_outcome) ON dead_letters "
     "TO {role}",
     "GRANT USAGE ON SEQUENCE dead_letters_id_seq TO {role}",

@@ -82,10 +82,12 @@ partition_ledger = Table(
     _count("missing"),
     _count("gap"),
     _instant("updated_at"),
+    # Offsets of batches that could not be taken apart; a dead letter has each batch.
+    _count("unreadable"),
     PrimaryKeyConstraint("topic_id", "partition", name="partition_ledger_pkey"),
     CheckConstraint("consumed = stored + duplicate + dead", name="ledger_balances"),
     CheckConstraint(
-        "next_offset - first_offset = consumed + missing + gap",
+        "next_offset - first_offset = consumed + missing + gap + unreadable",
         name="ledger_accounts_for_every_offset",
     ),
 )
@@ -106,6 +108,12 @@ dead_letters = Table(
     _instant("first_seen"),
     _instant("replayed_at", nullable=True),
     Column("replay_outcome", Text),
+    # Only where the record was not kept whole, see heartbeat_app.excerpts: what it was.
+    Column("record_size", BigInteger),
+    Column("record_sha256", LargeBinary),
+    Column("customer_ids", JSONB),
+    # Only of a batch that could not be taken apart: `offset` is its first one.
+    Column("last_offset", BigInteger),
     UniqueConstraint("topic_id", "partition", "offset", name="dead_letters_offset_key"),
     Index("idx_dead_letters_first_seen", "first_seen"),
 )
@@ -234,7 +242,9 @@ retention = Table(
     CheckConstraint("days >= 1", name="retention_days_positive"),
 )
 
-# How many dead letters the retention deleted, and how many of them a replay stored.
+# How many dead letters the retention deleted, and how many of them a replay stored;
+# and how many offsets the letters of unreadable batches were about, which `letters`
+# does not count.
 dropped_dead_letters = Table(
     "dropped_dead_letters",
     metadata,
@@ -242,5 +252,6 @@ dropped_dead_letters = Table(
     Column("partition", Integer, nullable=False),
     _count("letters"),
     _count("replayed"),
+    _count("unreadable"),
     PrimaryKeyConstraint("topic_id", "partition", name="dropped_dead_letters_pkey"),
 )

@@ -88,6 +88,7 @@ class Written:
     consumed = stored + duplicate + dead.
 
     Attributes:
+        unreadable: Offsets of batches that could not be taken apart.
         seconds: What the transaction took, its commit included.
         reasons: How many became dead letters for which reason; their sum is `dead`.
         delays: Of the beats that were stored.
@@ -99,6 +100,7 @@ class Written:
     duplicate: int = 0
     dead: int = 0
     missing: int = 0
+    unreadable: int = 0
     seconds: float = field(default=0.0, compare=False)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     delays: ingest.Delays = ingest.NO_DELAYS
@@ -278,6 +280,7 @@ class Writer:
                 duplicate=found.duplicate,
                 dead=len(refused),
                 missing=batch.missing,
+                unreadable=sum(each.offsets for each in batch.unreadable),
                 reasons=Counter(each.refusal.reason for each in refused),
                 delays=ingest.Delays.of(found.stored, now),
             )
@@ -437,7 +440,8 @@ def _entry(batch: Batch, written: Written) -> ledger.Entry:
         counts={
             **written.counts,
             "missing": batch.missing,
-            "gap": holes - batch.missing,
+            "unreadable": written.unreadable,
+            "gap": holes - batch.missing - written.unreadable,
         },
     )
 

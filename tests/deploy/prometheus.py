@@ -6,10 +6,12 @@ Its package would start a server of its own on every machine that the tests are 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -57,6 +59,58 @@ class Promtool:
             ],
             check=True,
         )
+
+    def firing(
+        self, rule: dict[str, Any], series: dict[str, str], minutes: Sequence[int]
+    ) -> list[int]:
+        """In which of these minutes one of Grafana's rules fires, for such series."""
+        asked, condition = (each["model"] for each in rule["data"])
+        (limit,) = condition["conditions"]
+        sign = {"gt": ">", "lt": "<"}[limit["evaluator"]["type"]]
+        (bound,) = limit["evaluator"]["params"]
+        alert = {
+            "alert": "it",
+            "expr": f"({asked['expr']}) {sign} {bound}",
+            "for": rule["for"],
+            "keep_firing_for": rule["keepFiringFor"],
+        }
+        group = {"name": "all", "interval": "10s", "rules": [alert]}
+        path = self._folder / "rules.yml"
+        path.write_text(yaml.safe_dump({"groups": [group]}))
+        tried = {
+            "rule_files": [str(path)],
+            "evaluation_interval": "10s",
+            "tests": [
+                {
+                    "interval": "15s",
+                    "input_series": [
+                        {"series": name, "values": values.strip()}
+                        for name, values in series.items()
+                    ],
+                    "alert_rule_test": [
+                        {
+                            "eval_time": f"{minute}m",
+                            "alertname": "it",
+                            "exp_alerts": [{}],
+                        }
+                        for minute in minutes
+                    ],
+                }
+            ],
+        }
+        test = self._folder / "tried.yml"
+        test.write_text(yaml.safe_dump(tried))
+        done = subprocess.run(
+            [self._program, "test", "rules", test],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        # It says when the alert that is expected does not fire.
+        silent = {int(each) for each in re.findall(r"time: (\d+)m,", said)}
+        assert bool(silent) == (done.returncode == 1), said
+        return [minute for minute in minutes if minute not in silent]
 
     def answer(self, question: str, series: dict[str, str], at: str) -> list[float]:
         """What a question gives at a time, for series in promtool's own notation.

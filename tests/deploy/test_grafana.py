@@ -201,6 +201,9 @@ def test_the_dashboards_lead_to_each_other(name: str) -> None:
     assert set(link["tags"]) <= set(dashboard["tags"])
     uids = {each["uid"]: each for each in DASHBOARDS.values()}
     for uid, asked in re.findall(r'"/d/([\w-]+)\?([^"]*)"', json.dumps(dashboard)):
+        # An id may hold what separates parameters.
+        assert re.findall(r"=\$\{[\w.]+(.)", asked) == [":"]
+        assert "${__value.raw:percentencode}" in asked
         listed = {each["name"] for each in uids[uid]["templating"]["list"]}
         assert set(re.findall(r"var-(\w+)=", asked)) <= listed
 
@@ -316,7 +319,7 @@ def test_the_panels_fill_the_width_and_do_not_overlap(name: str) -> None:
 def test_there_is_a_rule_for_each_of_these() -> None:
     assert [rule["title"] for rule in RULES] == [
         "Nothing stored for 60 s",
-        "Lag growing",
+        "Lag not shrinking",
         "Worker not ready",
         "Books off",
         "Refusals above 1 %",
@@ -329,12 +332,15 @@ def test_there_is_a_rule_for_each_of_these() -> None:
 def test_a_rule_is_complete(rule: Json) -> None:
     """What Grafana's file format knows; what is not known is left out unsaid."""
     assert rule.keys() == {
-        "uid", "title", "condition", "for", "noDataState", "execErrState",
+        "uid", "title", "condition", "for", "keepFiringFor", "noDataState",
+        "execErrState",
         "dashboardUid", "panelId", "labels", "annotations", "data",
     }  # fmt: skip
     # A question without an answer is an alarm, too.
     assert rule["noDataState"] == rule["execErrState"] == "Alerting"
     assert re.fullmatch(r"\d+[smh]", rule["for"])
+    # What comes and goes is one alarm: it is over after some time without.
+    assert seconds(rule["keepFiringFor"]) >= 300
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"].keys() == {"summary", "description"}
     asked, condition = rule["data"]

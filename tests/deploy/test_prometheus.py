@@ -30,6 +30,12 @@ DISK = 'node_filesystem_avail_bytes{mountpoint="/var/lib/postgresql"}'
 GIGABYTE = 1_000_000_000
 A_DAY = 4 * 60 * 24  # of samples
 
+
+def beats_every(scrapes: int) -> str:
+    """For half an hour."""
+    return " ".join(str(n // scrapes) for n in range(121))
+
+
 # In promtool's notation: first + step x times, one every 15 s.
 ANSWERS: list[tuple[str, dict[str, str], str, list[float]]] = [
     ("Nothing stored for 60 s", {STORED: "0+1000x40"}, "10m", [4_000]),
@@ -43,11 +49,25 @@ ANSWERS: list[tuple[str, dict[str, str], str, list[float]]] = [
         [40],
     ),
     ("Nothing stored for 60 s", {}, "10m", [0]),
-    ("Lag growing", {LAG: "0+1000x40"}, "10m", [40_000]),
-    ("Lag growing", {LAG: "0+600x40", OTHER_LAG: "0+400x40"}, "10m", [40_000]),
-    ("Lag growing", {LAG: "90000-1000x40"}, "10m", [0]),
-    ("Lag growing", {LAG: "0+10x40"}, "10m", [0]),
-    ("Lag growing", {}, "10m", []),
+    ("Lag not shrinking", {LAG: "0+1000x40"}, "10m", [40_000]),
+    ("Lag not shrinking", {LAG: "0+600x40", OTHER_LAG: "0+400x40"}, "10m", [40_000]),
+    # One that stays, or would take two hours to go.
+    ("Lag not shrinking", {LAG: "50000x40"}, "10m", [50_000]),
+    ("Lag not shrinking", {LAG: "50000-100x40"}, "10m", [46_000]),
+    ("Lag not shrinking", {LAG: "90000-1000x40"}, "10m", [0]),
+    ("Lag not shrinking", {LAG: "0+10x40"}, "10m", [0]),
+    # A partition that goes from one worker to the other while its lag goes down.
+    (
+        "Lag not shrinking",
+        {LAG: "40000-300x38 stale", OTHER_LAG: "_x39 28300-300x1"},
+        "10m",
+        [0],
+    ),
+    ("Lag not shrinking", {}, "10m", []),
+    ("Lag", {LAG: "0+1x40", OTHER_LAG: "5x40", UP: "1x40"}, "10m", [45]),
+    # One of two workers is frozen: it does not answer, or has not been asked since.
+    ("Lag", {LAG: "0x40", UP: "1x39 0"}, "10m", []),
+    ("Lag", {LAG: "0x40", OTHER_LAG: "0x38", UP: "1x40", OTHER_UP: "1x38"}, "10m", []),
     ("Worker not ready", {READY: "1x40", UP: "1x40"}, "10m", [1]),
     (
         "Worker not ready",
@@ -77,10 +97,21 @@ ANSWERS: list[tuple[str, dict[str, str], str, list[float]]] = [
     # An attempt that failed in the minute before; none, where a worker is there.
     (
         "Retries",
-        {'heartbeat_app_retries_total{cause="x"}': "0+1x40", READY: "1x40"},
+        {"heartbeat_app_writes_failed_total": "0+1x40", READY: "1x40"},
         "10m",
         [4],
     ),
+    # Two transactions of a second and three of two, between scrapes.
+    (
+        "Transaction Time",
+        {
+            "heartbeat_app_transaction_seconds_sum": "0+8x40",
+            "heartbeat_app_transaction_seconds_count": "0+5x40",
+        },
+        "10m",
+        [1.6],
+    ),
+    ("Transaction Time", {}, "10m", []),
     ("Retries", {READY: "1x40"}, "10m", [0]),
     ("Retries", {}, "10m", []),
 ]
@@ -101,6 +132,32 @@ def test_the_answer_is_what_it_is_called(
     (question,) = (asked for where, asked in dashboards.promql() if where == title)
     found = Promtool(programs).answer(question, series, at)
     assert found == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("title", "series", "since", "until"),
+    [
+        # A beat every 90 s, and nothing at all: one alarm.
+        ("Nothing stored for 60 s", {STORED: beats_every(6)}, 2, 30),
+        ("Nothing stored for 60 s", {STORED: "5x120"}, 2, 30),
+        ("Lag not shrinking", {LAG: "50000x120"}, 6, 30),
+        # About as much comes in as is stored, in bursts.
+        ("Lag not shrinking", {LAG: "50000 49990 50000 50020 " * 30}, 7, 30),
+    ],
+)
+def test_an_alarm_does_not_come_and_go(
+    programs: Path, title: str, series: dict[str, str], since: int, until: int
+) -> None:
+    (rule,) = (rule for rule in dashboards.rules() if rule["title"] == title)
+    firing = Promtool(programs).firing(rule, series, range(since, until))
+    assert firing == list(range(since, until))
+
+
+def test_an_alarm_is_over_when_all_is_well(programs: Path) -> None:
+    (rule,) = (r for r in dashboards.rules() if r["title"].startswith("Nothing"))
+    silent_then_well = {STORED: "0x40 1+1x80"}
+    firing = Promtool(programs).firing(rule, silent_then_well, range(2, 30))
+    assert firing == list(range(2, 16))
 
 
 def test_a_server_that_scrapes_a_worker_answers_everything(

@@ -563,9 +563,9 @@ def test_what_is_there_is_put_into_that_order(empty: dict[str, str]) -> None:
     settings = settings_of(empty)
     engine = engine_of(settings)
     kept = Kept(engine)
+    store_some(settings)
     alembic(empty, "downgrade", "0005")
     assert set(orders(kept).values()) == {"default"}
-    store_some(settings)
     kept.do("ALTER TABLE heartbeats DETACH PARTITION heartbeats_2026_01_01")
     alembic(empty, "upgrade", "head")
     assert set(orders(kept).values()) == {"C"}

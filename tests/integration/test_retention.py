@@ -737,7 +737,7 @@ def test_old_dead_letters_go_and_the_books_know(
     assert len(kept.letters()) == 6  # not yet
     make_retention(Kept(None, None, None, 31), START).run_round()
     assert kept.letters() == [(6, "empty")]
-    assert kept.all("SELECT * FROM dropped_dead_letters") == [("topic-id", 0, 5, 3)]
+    assert kept.all("SELECT * FROM dropped_dead_letters") == [("topic-id", 0, 5, 3, 0)]
     books = read_books(engine, deep=True)
     assert books.balanced
     assert books.partitions[0].dropped_dead_letters == 5

@@ -46,8 +46,9 @@ def test_books_that_add_up_are_balanced() -> None:
     [
         ({"consumed": 101, "gap": 5}, "off by +1"),
         ({"stored": 80}, "stored 80 + duplicate 7 + dead 3 = 90; off by +10"),
-        ({"gap": 0}, "missing 4 + gap 0 = 104; off by +6"),
+        ({"gap": 0}, "missing 4 + gap 0 + unreadable 0 = 104; off by +6"),
         ({"next_offset": 119}, "offsets 10 to 118 are 109, but"),
+        ({"unreadable_letters": 2}, "are about 2 offsets; off by +2."),
         ({"dead_letters": 1}, "dead 3, but counted dead letters are 1; off by -2"),
     ],
 )

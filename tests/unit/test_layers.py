@@ -19,7 +19,7 @@ FOLDER = Path(heartbeat_app.__file__).parent
 LAYERS = (
     ("exceptions",),
     ("config",),
-    ("models", "validation", "batches"),
+    ("models", "validation", "batches", "excerpts"),
     ("lane", "storage", "kafka", "embedded", "waiting"),
     (
         "topics",
@@ -36,11 +36,13 @@ LAYERS = (
 )
 EDGE = len(LAYERS)
 
-# validation needs models, and batches both; no parts of any other layer are neighbours.
+# validation and excerpts need models, and batches both; no parts of any other layer are
+# neighbours.
 NEIGHBOURS = {
     ("validation", "models"),
     ("batches", "models"),
     ("batches", "validation"),
+    ("excerpts", "models"),
 }
 
 # What a part must never import, whatever it is layered on.
@@ -48,6 +50,7 @@ FORBIDDEN = {
     "models": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio", "socket"},
     "validation": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio"},
     "batches": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio", "socket"},
+    "excerpts": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio", "socket"},
     "lane": {"sqlalchemy", "psycopg2", "alembic"},
     "storage": {"faust", "mode", "aiokafka", "confluent_kafka"},
     "embedded": {"faust", "mode", "sqlalchemy"},
@@ -125,11 +128,12 @@ def test_the_lane_knows_nothing_of_heartbeats() -> None:
 def test_storage_knows_neither_the_lane_nor_the_application() -> None:
     for name in MODULES:
         if part_of(name) == "storage":
-            below = {"models", "validation", "batches", "config", "exceptions"}
+            below = {"models", "validation", "batches", "excerpts"}
+            below |= {"config", "exceptions"}
             assert own_imports(name) <= below | {"storage"}, name
 
 
-@pytest.mark.parametrize("part", ["models", "validation", "batches"])
+@pytest.mark.parametrize("part", ["models", "validation", "batches", "excerpts"])
 def test_the_centre_reads_no_clock_and_does_no_io(part: str) -> None:
     tree = MODULES[f"{PACKAGE}.{part}"]
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

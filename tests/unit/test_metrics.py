@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import psycopg2
@@ -15,11 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from sqlalchemy.exc import OperationalError
 
 from heartbeat_app.exceptions import ApartError, LedgerWentBackError
-from heartbeat_app.metrics import Metrics, cause_of
+from heartbeat_app.metrics import CAUSES, Metrics, cause_of
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.writer import Written
+from heartbeat_app.validation import Reason
 from heartbeat_app.watchdog import Health
-from tests.counted import BATCH, metrics
+from tests.counted import BATCH, HEALTH, metrics
 from tests.servers import PROJECT
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
@@ -109,10 +111,36 @@ class Sqlstate(psycopg2.OperationalError):
             "OperationalError",
         ),
         (LedgerWentBackError("here", 1, None), "LedgerWentBackError"),
+        (OSError("none of the known ones"), "other"),
     ],
 )
 def test_retries_have_few_causes(error: Exception, cause: str) -> None:
     assert cause_of(error) == cause
+    assert cause in CAUSES
+
+
+def test_every_counter_is_there_before_it_counts() -> None:
+    """Prometheus sees no increase in what is 4 when it appears."""
+    found = Metrics(lambda: HEALTH, lambda: None)
+    before = series(found)
+    assert {value for name, value in before.items() if "_total{" in name} == {"0.0"}
+    counted = metrics()
+    for reason in Reason:
+        refused = replace(BATCH, reasons={reason: 2})
+        counted.count("beats", 0, refused)
+    counted.count_retry(OSError("none of the known ones"))
+    assert series(counted).keys() - {"heartbeat_app_rollup_backlog"} <= {
+        *before,
+        "heartbeat_app_rollup_backlog_seconds",
+    }
+
+
+def series(metrics: Metrics) -> dict[str, str]:
+    """Values by names with their labels."""
+    lines = metrics.expose("")[0].decode().splitlines()
+    return dict(
+        line.rsplit(" ", 1) for line in lines if line.startswith("heartbeat_app")
+    )
 
 
 def test_batches_that_go_apart_are_no_retry() -> None:

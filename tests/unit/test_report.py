@@ -30,6 +30,10 @@ LETTER = Letter(
     replayed_at=None,
     replay_outcome=None,
     size=3,
+    record_size=None,
+    record_sha256=None,
+    customer_ids=None,
+    last_offset=None,
 )
 
 

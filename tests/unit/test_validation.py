@@ -24,6 +24,8 @@ DECIDED_ELSEWHERE = {
     Reason.CONFLICT,
     Reason.REJECTED_BY_DATABASE,
     Reason.CUSTOMER_ERASED,
+    Reason.TOO_LARGE,
+    Reason.UNREADABLE_BATCH,
 }
 
 
