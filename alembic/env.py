@@ -7,10 +7,12 @@ from logging.config import fileConfig
 
 from alembic import command, context
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, pool
+from alembic.util import CommandError
+from sqlalchemy import Connection, pool
 
 from heartbeat_app.config import load_settings
-from heartbeat_app.storage.engine import database_url
+from heartbeat_app.exceptions import SharedSessionError
+from heartbeat_app.storage.engine import database_url, make_migration_engine
 from heartbeat_app.storage.retention import Kept
 from heartbeat_app.storage.roles import ensure_roles, forget_roles
 from heartbeat_app.storage.tables import metadata
@@ -33,17 +35,20 @@ def run_migrations_offline() -> None:
         literal_binds=True,
     )
     with context.begin_transaction():
+        # Whoever runs the script may have other defaults.
+        context.execute("SET LOCAL standard_conforming_strings = on")
+        context.execute("SET LOCAL search_path = public")
         context.run_migrations()
 
 
 def run_migrations_online() -> None:
     """Run the migrations, all in one transaction."""
-    engine = create_engine(
-        database_url(load_settings().owner),
-        poolclass=pool.NullPool,
-        hide_parameters=True,
-    )
-    with engine.connect() as connection:
+    engine = make_migration_engine(load_settings().owner, poolclass=pool.NullPool)
+    try:
+        connecting = engine.connect()
+    except SharedSessionError as error:  # Alembic's own is printed without a trace
+        raise CommandError(error.message) from error
+    with connecting as connection:
         context.configure(
             connection=connection,
             target_metadata=metadata,

@@ -9,7 +9,9 @@ import ssl
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import cached_property
+from typing import NoReturn
 
 import faust
 import mode.loop
@@ -19,6 +21,7 @@ from faust.types.auth import CredentialsT
 from faust.types.web import Web
 from faust.web.drivers.aiohttp import Web as AiohttpWeb
 from mode import ServiceT
+from sqlalchemy.exc import SQLAlchemyError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -29,7 +32,7 @@ from tenacity import (
 from heartbeat_app.access import Access
 from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings, load_settings
-from heartbeat_app.exceptions import ConfigurationError
+from heartbeat_app.exceptions import ConfigurationError, SharedSessionError
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
 from heartbeat_app.live.feed import Feed
@@ -98,6 +101,7 @@ class HeartbeatApp(LaneApp):
             ],
             broker_credentials=credentials(settings),
             autodiscover=MODULES,
+            Worker=HeartbeatWorker,
             origin="heartbeat_app",
             topic_disable_leader=False,
             producer_linger=0.005,
@@ -202,6 +206,24 @@ class HeartbeatApp(LaneApp):
             self.settings.kafka_bootstrap_servers,
             error.args[0].str() if isinstance(error, KafkaException) else error,
         )
+
+
+class HeartbeatWorker(faust.Worker):
+    """Faust's worker, which does not start behind a pooler that shares sessions."""
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Run until the end, or say in a sentence why not.
+
+        A database that does not answer yet is waited for, later.
+        """
+        assert isinstance(self.app, HeartbeatApp)
+        try:
+            with suppress(SQLAlchemyError), self.app.reads.connect():
+                pass
+        except SharedSessionError as error:
+            error.show()
+            raise SystemExit(error.exit_code) from None
+        super().execute_from_commandline()
 
 
 def credentials(settings: Settings) -> CredentialsT | None:

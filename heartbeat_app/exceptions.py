@@ -113,5 +113,19 @@ class BooksError(StorageError):
     """A batch does not add up; its transaction was rolled back."""
 
 
+class SharedSessionError(StorageError, CommandError):
+    """A pooler gives each transaction another session."""
+
+    def __init__(self, host: str | None, port: int | None) -> None:
+        CommandError.__init__(
+            self,
+            f"PostgreSQL at {host}:{port} (POSTGRESQL_HOST, POSTGRESQL_PORT) is behind "
+            "a pooler that does not keep a session for each client (transaction or "
+            "statement pooling): what a session sets and prepares is lost. Let it use "
+            "session pooling for this database (PgBouncer: pool_mode = session), or "
+            "connect to PostgreSQL itself.",
+        )
+
+
 class EmbeddedServerError(HeartbeatError):
     """A server of the one-machine set-up could not be installed, started or stopped."""

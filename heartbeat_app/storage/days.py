@@ -64,7 +64,7 @@ def day_tables(connection: Connection) -> list[str]:
             text(
                 "SELECT relname FROM pg_class"
                 " WHERE relnamespace = 'public'::REGNAMESPACE AND relkind = 'r'"
-                r" AND relname ~ '^heartbeats_\d{4}_\d\d_\d\d$'"
+                " AND relname ~ '^heartbeats_[0-9]{4}_[0-9]{2}_[0-9]{2}$'"
             )
         )
     )

@@ -269,8 +269,8 @@ BY_TEST = (
         "serializable",
         (
             Patch(
-                ENGINE,
-                '        f" -c default_transaction_isolation=read\\\\ committed"\n',
+                "heartbeat_app/storage/sessions.py",
+                '    "default_transaction_isolation": "read committed",\n',
                 "",
             ),
         ),
