@@ -55,10 +55,6 @@ from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.replay import Replayed, replay
 from heartbeat_app.validation import Reason, Rules
 
-# SQLSTATEs
-UNDEFINED_TABLE = "42P01"
-NOT_ALLOWED = "42501"
-
 
 class CustomerId(click.ParamType):
     """An id that a customer may have."""
@@ -541,12 +537,12 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
     except DBAPIError as error:
         # The first line; what follows is our own statement.
         words = str(errors.original(error)).strip().partition("\n")[0]
-        if errors.sqlstate(error) == UNDEFINED_TABLE:
+        if errors.sqlstate(error) == errors.UNDEFINED_TABLE:
             raise CommandError(
                 f"{where}, has not the tables of this version: {words}\n"
                 "Run `alembic upgrade head`."
             ) from error
-        if errors.sqlstate(error) == NOT_ALLOWED:
+        if errors.sqlstate(error) == errors.NOT_ALLOWED:
             raise CommandError(
                 f"{where}, does not let {settings.postgresql_username} do that: {words}"
                 "\nSet POSTGRESQL_OWNER_USERNAME and POSTGRESQL_OWNER_PASSWORD to the "

@@ -15,6 +15,10 @@ ROW_CONSTRAINTS = frozenset({"heart_rate_range"})
 CHECK_VIOLATION = "23514"
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
+UNDEFINED_TABLE = "42P01"
+DUPLICATE_TABLE = "42P07"
+INVALID_SCHEMA = "3F000"
+NOT_ALLOWED = "42501"
 
 
 def original(error: BaseException) -> BaseException:
