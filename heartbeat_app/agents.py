@@ -48,6 +48,7 @@ def decode(chunk: Chunk) -> Batch:
         beats=beats,
         sources=sources,
         refused=refused,
+        unexplained=chunk.unexplained,
     )
 
 
@@ -84,6 +85,13 @@ class Summary:
                 " counted as missing",
                 batch,
                 f"{written.missing:,}",
+            )
+        if written.unexplained:
+            log.error(
+                "%s: %s offsets hold no record, and no transaction explains them (is "
+                "the topic compacted?); counted as gap",
+                batch,
+                f"{written.unexplained:,}",
             )
         if written.unreadable:
             log.error(

@@ -42,7 +42,7 @@ from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.questions import Questions
 from heartbeat_app.storage.writer import Writer
-from heartbeat_app.topics import ensure_topic
+from heartbeat_app.topics import TopicPolicies, ensure_topic
 from heartbeat_app.watchdog import Watchdog
 
 # Where the agents, timers, pages and commands are. Named, not searched for: Faust
@@ -142,6 +142,7 @@ class HeartbeatApp(LaneApp):
             self.watchdog,
             self.maintenance,
             self.feed,
+            self.policies,
             *super().on_init_dependencies(),
         ]
 
@@ -170,12 +171,21 @@ class HeartbeatApp(LaneApp):
     @cached_property
     def metrics(self) -> Metrics:
         """What Prometheus asks for."""
-        return Metrics(lambda: self.watchdog.health, lambda: self.maintenance.backlog)
+        return Metrics(
+            lambda: self.watchdog.health,
+            lambda: self.maintenance.backlog,
+            lambda: self.policies.faults,
+        )
 
     @cached_property
     def feed(self) -> Feed:
         """What the live page is told."""
         return Feed(self, loop=self.loop, beacon=self.beacon)
+
+    @cached_property
+    def policies(self) -> TopicPolicies:
+        """Whether the topics' settings suit."""
+        return TopicPolicies(self, self.lane.topics, loop=self.loop, beacon=self.beacon)
 
     @cached_property
     def admin(self) -> Admin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from heartbeat_app.kafka import LogRange, TopicLog
@@ -17,6 +17,9 @@ class Line:
         books: None where nothing of it was read yet.
         log: None where Kafka has it no more (the topic was deleted, or made again
             under another id), or could not be asked.
+        end: Where its log ended before the books were read, if that is known: what
+            came later is no lag.
+        is_read: Whether the beats come from there now.
     """
 
     topic: str
@@ -24,6 +27,8 @@ class Line:
     partition: int
     books: PartitionBooks | None
     log: LogRange | None
+    end: int | None = None
+    is_read: bool = True
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}] (topic id {self.topic_id})"
@@ -33,7 +38,8 @@ class Line:
         """How many offsets are still to be read; None where Kafka does not tell."""
         if self.log is None:
             return None
-        return self.log.unread(self._next_offset)
+        end = self.log.end if self.end is None else min(self.end, self.log.end)
+        return LogRange(self.log.begin, end).unread(self._next_offset)
 
     @property
     def fell_out(self) -> int:
@@ -70,46 +76,76 @@ class Audit:
 
     @property
     def lag(self) -> int | None:
-        """The sum over the topics that Kafka has; None where it was not asked."""
+        """The sum over the topic that is read; None where Kafka was not asked."""
         if not self.complete:
             return None
-        return sum(line.lag or 0 for line in self.lines)
+        return sum(line.lag or 0 for line in self.lines if line.is_read)
 
 
-def audit(books: Books, topic: str, logs: Mapping[str, TopicLog] | None) -> Audit:
+def audit(
+    books: Books,
+    topic: str,
+    logs: Mapping[str, TopicLog] | None,
+    *,
+    before: Mapping[str, TopicLog] | None = None,
+    faults: Iterable[object] = (),
+) -> Audit:
     """Hold the books against the logs.
-
-    The logs must have been looked up after the books were read: then a worker that
-    goes on meanwhile can only make them longer.
 
     Arguments:
         topic: The topic that the beats come from now.
         logs: By name, as far as they exist, that topic and those that the books know
-            from earlier; None: Kafka could not be asked.
+            from earlier, looked up after the books were read: then a worker that goes
+            on meanwhile can only make them longer. None: Kafka could not be asked.
+        before: The same, looked up before the books were read: then what a worker
+            stores meanwhile is no lag.
+        faults: What of the topic's settings does not suit.
     """
-    lines = list(_lines(books, logs or {}))
+    lines = list(_lines(books, topic, logs or {}, before or {}))
     return Audit(
         books,
         lines,
         problems=[*books.problems, *_problems(lines, logs or {})],
-        warnings=list(_warnings(lines, topic, logs)),
+        warnings=[*map(str, faults), *_warnings(lines, topic, logs)],
         complete=logs is not None,
     )
 
 
-def _lines(books: Books, logs: Mapping[str, TopicLog]) -> Iterator[Line]:
-    booked = set()
-    for each in books.partitions:
-        booked.add((each.topic_id, each.partition))
-        log = logs.get(each.topic)
-        found = None
-        if log is not None and log.topic_id == each.topic_id:
-            found = log.partitions.get(each.partition)
-        yield Line(each.topic, each.topic_id, each.partition, each, found)
-    for log in logs.values():
-        for partition, found in sorted(log.partitions.items()):
-            if (log.topic_id, partition) not in booked:
-                yield Line(log.topic, log.topic_id, partition, None, found)
+def _lines(
+    books: Books,
+    topic: str,
+    logs: Mapping[str, TopicLog],
+    before: Mapping[str, TopicLog],
+) -> Iterator[Line]:
+    rows = {(each.topic_id, each.partition): each for each in books.partitions}
+    keys = [(each.topic, *key) for key, each in rows.items()]
+    keys += [
+        (log.topic, log.topic_id, partition)
+        for log in logs.values()
+        for partition in sorted(log.partitions)
+        if (log.topic_id, partition) not in rows
+    ]
+    for name, topic_id, partition in keys:
+        earlier = _range(before, name, topic_id, partition)
+        now = logs.get(name)
+        yield Line(
+            name,
+            topic_id,
+            partition,
+            rows.get((topic_id, partition)),
+            _range(logs, name, topic_id, partition),
+            None if earlier is None else earlier.end,
+            is_read=name == topic and (now is None or now.topic_id == topic_id),
+        )
+
+
+def _range(
+    logs: Mapping[str, TopicLog], topic: str, topic_id: str, partition: int
+) -> LogRange | None:
+    log = logs.get(topic)
+    if log is None or log.topic_id != topic_id:
+        return None
+    return log.partitions.get(partition)
 
 
 def _problems(lines: Sequence[Line], logs: Mapping[str, TopicLog]) -> Iterator[str]:
@@ -133,6 +169,11 @@ def _warnings(
             yield (
                 f"{line}: {line.fell_out:,} offsets fell out of the log before they "
                 "were read; a worker will count them as missing."
+            )
+        if line.lag and not line.is_read:
+            yield (
+                f"{line}: it is no longer read (HEARTBEATS_TOPIC is {topic}), and "
+                f"{line.lag:,} of its records were never read."
             )
         if line.books and line.books.missing:
             yield (

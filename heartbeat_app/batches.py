@@ -52,6 +52,8 @@ class Batch:
         beats: The valid records, ascending by offset.
         sources: The record that each beat was, at the same index.
         refused: The other records.
+        unexplained: Offsets without a record that no transaction explains; of a part
+            of a batch at most so many.
         unreadable: What of the range cannot be read, ascending.
     """
 
@@ -65,12 +67,19 @@ class Batch:
     beats: Sequence[Heartbeat]
     sources: Sequence[Record]
     refused: Sequence[Refused]
+    unexplained: int = 0
     unreadable: Sequence[Unreadable] = ()
 
     @property
     def records(self) -> int:
         """How many records it holds."""
         return len(self.beats) + len(self.refused)
+
+    @property
+    def gap(self) -> int:
+        """How many of its offsets hold no record, and are not missing either."""
+        unreadable = sum(each.offsets for each in self.unreadable)
+        return self.position - self.asked - self.records - self.missing - unreadable
 
     def __str__(self) -> str:
         return f"{self.topic}[{self.partition}]@{self.asked}-{self.position - 1}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,6 +42,7 @@ from heartbeat_app.exporting import (
 from heartbeat_app.kafka import Admin, explained
 from heartbeat_app.models import why_no_customer_id
 from heartbeat_app.output import say
+from heartbeat_app.policy import Fault
 from heartbeat_app.progress import ProgressDisplay
 from heartbeat_app.recordings import read
 from heartbeat_app.sending import Sender, Tally, paced
@@ -53,6 +54,7 @@ from heartbeat_app.storage.erase import Erasure, erase
 from heartbeat_app.storage.extract import Page, read_pages
 from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.replay import Replayed, replay
+from heartbeat_app.topics import find_faults
 from heartbeat_app.validation import Reason, Rules
 
 
@@ -240,19 +242,26 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
     settings = app.settings
     if deep and not _quiet(ctx):
         click.echo("Counting the rows of heartbeats …", err=True)
-    with _database("books") as engine:
-        found = read_books(engine, deep=deep)
-    # After the books: a worker that goes on can only have made the logs longer.
-    topics = {settings.heartbeats_topic} | {each.topic for each in found.partitions}
+    topic = settings.heartbeats_topic
     admin = Admin(settings)
     trouble = None
-    logs = None
+    before = logs = None
+    faults: Sequence[Fault] = ()
     try:
         with explained(settings, admin):
-            logs = admin.topic_logs(topics)
+            before = admin.topic_logs([topic])
+            faults = (find_faults(admin, topic) or []) if topic in before else []
     except CommandError as error:
         trouble = error.message
-    result = audit(found, settings.heartbeats_topic, logs)
+    with _database("books") as engine:
+        found = read_books(engine, deep=deep)
+    if before is not None:
+        try:
+            with explained(settings, admin):
+                logs = admin.topic_logs({topic, *(p.topic for p in found.partitions)})
+        except CommandError as error:
+            trouble = error.message
+    result = audit(found, topic, logs, before=before, faults=faults)
     if _wants_json(ctx, as_json):
         say(report.books_json(result, trouble))
         ctx.exit(0 if result.complete and not result.problems else 1)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from confluent_kafka import (
@@ -139,6 +140,24 @@ class Admin:
                 [resource], request_timeout=REQUEST_TIMEOUT_SECONDS
             )[resource]
             return {name: entry.value for name, entry in future.result().items()}
+
+    def has_deleted_since(self, topic: str, instant: datetime) -> bool:
+        """Whether a partition has lost records that came after the instant (aware).
+
+        As far as the rest tells: records went, and the oldest that is left is younger.
+        """
+        [log] = self.topic_logs([topic]).values() or [None]
+        cut = [
+            TopicPartition(topic, partition)
+            for partition, held in (log.partitions if log else {}).items()
+            if 0 < held.begin < held.end
+        ]
+        milliseconds = int(instant.timestamp() * 1000)
+        spec: OffsetSpec = OffsetSpec.for_timestamp(milliseconds)
+        return log is not None and any(
+            0 <= offset <= log.partitions[partition].begin
+            for (_, partition), offset in self._offsets(cut, spec).items()
+        )
 
     def why(self) -> str:
         """The last thing that went wrong with a connection, after a time-out."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import accumulate
@@ -25,6 +25,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, HistogramMetricFam
 from prometheus_client.registry import Collector
 
 from heartbeat_app.exceptions import ApartError, LedgerWentBackError
+from heartbeat_app.policy import Fault, What
 from heartbeat_app.storage import errors
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
@@ -61,10 +62,14 @@ class Metrics:
     Arguments:
         health: What the watchdog saw last.
         backlog: What was still to be rolled up, as far as is known.
+        policies: What of the topics' settings does not suit, by topic.
     """
 
     def __init__(
-        self, health: Callable[[], Health], backlog: Callable[[], Backlog | None]
+        self,
+        health: Callable[[], Health],
+        backlog: Callable[[], Backlog | None],
+        policies: Callable[[], Mapping[str, Sequence[Fault]]],
     ) -> None:
         self.registry = CollectorRegistry()
         self._health = health
@@ -89,6 +94,11 @@ class Metrics:
         self._missing = self._counter(
             "heartbeat_app_records_missing",
             "Records that fell out of Kafka's log before they were read.",
+            PARTITION,
+        )
+        self._unexplained = self._counter(
+            "heartbeat_app_offsets_unexplained",
+            "Offsets without a record that no transaction explains (compaction?).",
             PARTITION,
         )
         self._unreadable = self._counter(
@@ -128,6 +138,7 @@ class Metrics:
         self.registry.register(self._delays)
         self.registry.register(HealthCollector(health))
         self.registry.register(BacklogCollector(backlog))
+        self.registry.register(PolicyCollector(policies))
         ProcessCollector(registry=self.registry)
         Info(
             "heartbeat_app_build",
@@ -149,9 +160,11 @@ class Metrics:
 
         Its transaction is counted by `count_transaction`, since batches share one.
         """
+        where = topic, str(partition)
+        if written.unexplained:
+            self._unexplained.labels(*where).inc(written.unexplained)
         if not (written.consumed or written.missing or written.unreadable):
             return  # stored before, or nothing but holes
-        where = topic, str(partition)
         self._consumed.labels(*where).inc(written.consumed)
         self._stored.labels(*where).inc(written.stored)
         self._duplicate.labels(*where).inc(written.duplicate)
@@ -183,7 +196,8 @@ class Metrics:
         for tp in self._health().lags:
             where = tp.topic, str(tp.partition)
             for counter in (
-                self._consumed, self._stored, self._duplicate, self._missing
+                self._consumed, self._stored, self._duplicate, self._missing,
+                self._unexplained, self._unreadable,
             ):  # fmt: skip
                 counter.labels(*where)
             for reason in Reason:
@@ -285,3 +299,24 @@ class BacklogCollector(Collector):
             "For how long the oldest of them has waited.",
             value=waited,
         )
+
+
+class PolicyCollector(Collector):
+    """Whether the topics' settings suit, as Kafka told them last."""
+
+    def __init__(self, policies: Callable[[], Mapping[str, Sequence[Fault]]]) -> None:
+        self._policies = policies
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Make the metric; nothing of a topic whose settings nobody knows."""
+        faults = GaugeMetricFamily(
+            "heartbeat_app_topic_policy_fault",
+            "1 where a setting of the topic does not suit, 0 where it does; "
+            "/health/ready says more.",
+            labels=("topic", "what"),
+        )
+        for topic, found in dict(self._policies()).items():
+            wrong = {fault.what for fault in found}
+            for what in What:
+                faults.add_metric([topic, what.value], float(what in wrong))
+        yield faults

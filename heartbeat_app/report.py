@@ -179,7 +179,8 @@ def books_table(audit: Audit) -> str:
     for line in audit.lines:
         by_topic.setdefault((line.topic, line.topic_id), []).append(line)
     for (topic, topic_id), lines in by_topic.items():
-        parts.append(f"Topic {topic} (id {topic_id})")
+        no_longer = "" if lines[0].is_read else ", no longer read"
+        parts.append(f"Topic {topic} (id {topic_id}){no_longer}")
         parts.append(_columns([head, *map(_books_row, lines)]))
     total = audit.books.total
     if len(audit.lines) > 1:
@@ -273,6 +274,7 @@ def _line_json(line: Line) -> dict[str, object]:
         "log_begin": line.log.begin if line.log else None,
         "log_end": line.log.end if line.log else None,
         "lag": line.lag,
+        "is_read": line.is_read,
     }
 
 

@@ -8,6 +8,7 @@ from faust.types import TP
 
 from heartbeat_app.exceptions import LedgerWentBackError
 from heartbeat_app.metrics import Metrics
+from heartbeat_app.policy import faults
 from heartbeat_app.storage.ingest import Delays
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
@@ -18,12 +19,14 @@ from heartbeat_app.watchdog import Health, Lag
 HEALTH = Health((), 7, {TP("beats", 0): Lag(7, 1.5)})
 BACKLOG = Backlog(12, datetime.now(UTC) - timedelta(seconds=90))
 HISTOGRAM = [1, 2, *[0] * (len(DELAY_BOUNDS_SECONDS) - 2), 4]
+POLICIES = {"beats": faults("beats", {"cleanup.policy": "compact"})}
 BATCH = Written(
     consumed=10,
     stored=7,
     duplicate=1,
     dead=2,
     missing=3,
+    unexplained=4,
     seconds=0.03,
     reasons={Reason.NOT_JSON: 1, Reason.CONFLICT: 1},
     delays=Delays(9.5, 8.0, HISTOGRAM),
@@ -32,7 +35,7 @@ BATCH = Written(
 
 def metrics(health: Health = HEALTH, backlog: Backlog | None = BACKLOG) -> Metrics:
     """Each metric, with each of its labels."""
-    found = Metrics(lambda: health, lambda: backlog)
+    found = Metrics(lambda: health, lambda: backlog, lambda: POLICIES)
     found.count("beats", 0, BATCH)
     found.count_transaction(BATCH.seconds)
     found.count_retry(LedgerWentBackError("here", 1, None))

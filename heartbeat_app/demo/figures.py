@@ -71,11 +71,13 @@ class FigureReader:
 
     def read(self, *, kafka_runs: bool = True) -> Figures:
         """Ask now; raises SQLAlchemyError when PostgreSQL does not answer."""
+        before = self._logs({self._topic}) if kafka_runs else None
         books = read_books(self._engine)
-        # After the books: a worker that goes on can only have made the logs longer.
         topics = {self._topic} | {each.topic for each in books.partitions}
         logs = self._logs(topics) if kafka_runs else None
-        return Figures(audit(books, self._topic, logs), read_recent(self._engine))
+        return Figures(
+            audit(books, self._topic, logs, before=before), read_recent(self._engine)
+        )
 
     def _logs(self, topics: set[str]) -> dict[str, TopicLog] | None:
         try:

@@ -27,6 +27,8 @@ class Chunk:
         size: Bytes of all keys and values.
         epoch: Of the seek that the chunk was read after; chunks of an older epoch
             are stale.
+        unexplained: How many offsets of the range hold no record although they are
+            neither missing nor a transaction's own (markers, aborted records).
     """
 
     topic: str
@@ -39,6 +41,7 @@ class Chunk:
     records: list[Record]
     size: int
     epoch: int
+    unexplained: int = 0
 
     @property
     def tp(self) -> TP:

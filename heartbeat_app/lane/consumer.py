@@ -174,7 +174,39 @@ class LaneConsumer(driver.Consumer):
                 start.end,
             )
         self.wake()
+        # Beside what follows: nothing waits for a hint.
+        # self.add_future(self._commit_starts(starts))
         return {tp: start.offset for tp, start in starts.items()}
+
+    async def _commit_starts(self, starts: Mapping[TP, Start]) -> None:
+        """Commit the ledger's offsets, and tell where the group's were others.
+
+        Who looks at the group from outside sees only these, and of a partition to which
+        nothing comes Faust would never commit any.
+        """
+        try:
+            committed = await self._thread.call_thread(self._thread.lane_commit, starts)
+        except Exception as error:  # noqa: BLE001 (a future that raises ends the worker)
+            self.log.info(
+                "Cannot commit the ledger's offsets now, so what Kafka shows of the "
+                "group may be old: %s: %s",
+                type(error).__name__,
+                error,
+            )
+            return
+        differ = [
+            f"{tp.topic}[{tp.partition}]: "
+            f"{committed[tp] if committed[tp] >= 0 else 'none'}, "
+            f"the ledger {start.offset}"
+            for tp, start in sorted(starts.items())
+            if committed[tp] != start.offset and (start.offset or committed[tp] >= 0)
+        ]
+        if differ:
+            self.log.info(
+                "The offsets that the group has committed are not the ledger's, which "
+                "are taken: %s",
+                "; ".join(differ),
+            )
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import aiokafka
 from aiokafka.consumer.fetcher import FetchResult
 from aiokafka.errors import ConsumerStoppedError, IllegalStateError
+from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
@@ -129,6 +130,36 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             self._sought[tp] = self._state(consumer._fetcher, aiotp)
             self.lane.start(tp, start.topic_id, start.offset, end=start.end)
 
+    async def lane_commit(self, starts: Mapping[TP, Start]) -> Mapping[TP, int]:
+        """Commit what the ledger says, where nothing may come for a long time.
+
+        Returns what the group had committed; -1: nothing.
+
+        Raises:
+            KafkaError, TimeoutError: Kafka did not take it. It is a hint only.
+        """
+        consumer = self._ensure_consumer()
+        aiotps = {tp: driver.ensure_aiokafka_TP(tp) for tp in starts}
+        async with asyncio.timeout(COMMIT_SECONDS):
+            found = await consumer._coordinator.fetch_committed_offsets(
+                list(aiotps.values())
+            )
+        # As far as it is by now: Faust may have committed what came since.
+        offsets = {
+            aiotp: OffsetAndMetadata(self.lane.partitions[tp].done, "")
+            for tp, aiotp in aiotps.items()
+            if tp in self.lane.partitions and tp in self.assignment()
+        }
+        # What is about to become another's is that one's to commit.
+        subscriptions = consumer._fetcher._subscriptions
+        if offsets and not subscriptions.reassignment_in_progress:
+            async with asyncio.timeout(COMMIT_SECONDS):
+                await consumer.commit(offsets)
+        return {
+            tp: found[aiotp].offset if aiotp in found else -1
+            for tp, aiotp in aiotps.items()
+        }
+
     async def seek_others_to_committed(self, tps: Iterable[TP]) -> Mapping[TP, int]:
         """Seek partitions that are not the lane's, as Faust does."""
         found: Mapping[TP, int] = await self._ensure_consumer().seek_to_committed(
@@ -244,7 +275,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             return None
         fetched = result._partition_records
         try:
-            records, size = unpack(fetched, MAX_CHUNK_RECORDS, MAX_CHUNK_BYTES)
+            records, size, passed_over = unpack(
+                fetched, MAX_CHUNK_RECORDS, MAX_CHUNK_BYTES
+            )
         except BaseException:
             self._drop(fetcher, aiotp)
             raise
@@ -268,6 +301,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             records=records,
             size=size,
             epoch=partition.epoch,
+            unexplained=position - begin - len(records) - passed_over,
         )
 
     @staticmethod

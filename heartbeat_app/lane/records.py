@@ -31,12 +31,15 @@ class Record(msgspec.Struct, frozen=True, gc=False):
     headers: Sequence[tuple[str, bytes | None]]
 
 
-def unpack(fetched: Any, max_records: int, max_bytes: int) -> tuple[list[Record], int]:
+def unpack(
+    fetched: Any, max_records: int, max_bytes: int
+) -> tuple[list[Record], int, int]:
     """Take records out of aiokafka's PartitionRecords, whole batches of them.
 
-    Returns them and the bytes of their keys and values. Stops after the batch that
-    reaches a limit. Follows `_unpack_records` of aiokafka 0.14: control batches and
-    aborted transactions are passed over.
+    Returns them, the bytes of their keys and values, and how many offsets were passed
+    over because they are a transaction's own: control batches and aborted records.
+    Stops after the batch that reaches a limit. Follows `_unpack_records` of aiokafka
+    0.14.
 
     Raises:
         CorruptRecordException: A batch cannot be read.
@@ -45,7 +48,7 @@ def unpack(fetched: Any, max_records: int, max_bytes: int) -> tuple[list[Record]
     # the garbage collector comes by, seldom: 60 MB of what was read already.
     fetched._records_iterator = None
     records: list[Record] = []
-    size = 0
+    size = passed_over = 0
     while (
         len(records) < max_records and size < max_bytes and fetched._records.has_next()
     ):
@@ -67,9 +70,12 @@ def unpack(fetched: Any, max_records: int, max_bytes: int) -> tuple[list[Record]
             records += found
             size += sum([len(r.value) for r in found if r.value])
             size += sum([len(r.key) for r in found if r.key])
+        else:
+            begin = max(batch.base_offset, fetched.next_fetch_offset)
+            passed_over += max(0, batch.next_offset - begin)
         # Not the last record's: compaction may have taken that.
         fetched.next_fetch_offset = max(batch.next_offset, fetched.next_fetch_offset)
-    return records, size
+    return records, size, passed_over
 
 
 def _is_abort(fetched: Any, batch: Any) -> bool:

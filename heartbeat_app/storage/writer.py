@@ -92,6 +92,7 @@ class Written:
         seconds: What the transaction took, its commit included.
         reasons: How many became dead letters for which reason; their sum is `dead`.
         delays: Of the beats that were stored.
+        unexplained: Offsets without a record that no transaction explains.
         rest: What is still to be written, since all of it was too much at once.
     """
 
@@ -104,6 +105,7 @@ class Written:
     seconds: float = field(default=0.0, compare=False)
     reasons: Mapping[Reason, int] = field(default_factory=dict)
     delays: ingest.Delays = ingest.NO_DELAYS
+    unexplained: int = 0
     rest: Batch | None = field(default=None, compare=False)
 
     @property
@@ -283,6 +285,7 @@ class Writer:
                 unreadable=sum(each.offsets for each in batch.unreadable),
                 reasons=Counter(each.refusal.reason for each in refused),
                 delays=ingest.Delays.of(found.stored, now),
+                unexplained=min(batch.unexplained, batch.gap),
             )
         booked = [(batch, written[batch.partition]) for batch in new]
         run(
@@ -431,7 +434,6 @@ def _arrival(batch: Batch, written: Written) -> ingest.Arrival:
 
 
 def _entry(batch: Batch, written: Written) -> ledger.Entry:
-    holes = batch.position - batch.asked - batch.records
     return ledger.Entry(
         batch.topic_id,
         batch.partition,
@@ -441,7 +443,7 @@ def _entry(batch: Batch, written: Written) -> ledger.Entry:
             **written.counts,
             "missing": batch.missing,
             "unreadable": written.unreadable,
-            "gap": holes - batch.missing - written.unreadable,
+            "gap": batch.gap,
         },
     )
 

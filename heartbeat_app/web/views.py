@@ -36,7 +36,12 @@ class Ready(View):
         """Answer from the watchdog's last look, so that it never waits."""
         health = app.watchdog.health
         return self.json(
-            {"ready": health.ready, "reasons": health.reasons, "lag": health.lag},
+            {
+                "ready": health.ready,
+                "reasons": health.reasons,
+                "warnings": app.policies.warnings,
+                "lag": health.lag,
+            },
             status=200 if health.ready else 503,
         )
 
@@ -91,7 +96,11 @@ def read_stats(engine: Engine) -> dict[str, Any] | None:
         "refused": refused,
         **asdict(recent),
         "partitions": [
-            {**asdict(each), "updated_at": each.updated_at.isoformat()}
+            {
+                **asdict(each),
+                "updated_at": each.updated_at.isoformat(),
+                "is_read": each.topic in app.lane.topics,
+            }
             for each in books.partitions
         ],
     }

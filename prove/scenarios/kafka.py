@@ -465,6 +465,9 @@ def transactions(world: World) -> None:
     world.note("offsets without a record for a reader", f"{gaps:,}")
 
 
+UNEXPLAINED = "heartbeat_app_offsets_unexplained_total"
+
+
 @scenario(
     "a compacted topic: records that compaction removed before they were read",
     kafka={"log.cleaner.backoff.ms": "200"},
@@ -506,6 +509,10 @@ def compacted(world: World) -> None:
     world.wait_until_read()
     booked = world.scalar("SELECT sum(gap) FROM partition_ledger")
     world.require(booked == gaps, f"the books say {booked} gaps, not {gaps}")
+    told = worker.metrics()
+    counted = sum(v for k, v in told.items() if k[0] == UNEXPLAINED)
+    world.require(counted == gaps, f"the metric says {counted} gaps, not {gaps}")
+    world.require("no transaction explains them" in worker.log(), "no line says so")
 
 
 def wait_until_compacted(world: World) -> None:

@@ -877,6 +877,22 @@ def test_by_partition(grafana: Connection, ten_minutes_of_books: None) -> None:
     assert row[2:5] == (0, 0, 0)
 
 
+def test_a_topic_that_is_no_longer_read_has_no_lag(
+    grafana: Connection, owner: Connection, ten_minutes_of_books: None
+) -> None:
+    with owner.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO partition_ledger (topic, topic_id, partition, first_offset,"
+            " next_offset, end_offset, updated_at) VALUES"
+            " ('earlier', 'old', 0, 0, 0, 1500, now() - interval '1 day')"
+        )
+    answer = ask(grafana, "By Partition")
+    rows = [dict(zip(answer.columns, row, strict=True)) for row in answer.rows]
+    assert [(row["topic"], row["lag"]) for row in rows] == [
+        ("earlier (no longer read)", None), ("heartbeats", 0), ("heartbeats", 75),
+    ]  # fmt: skip
+
+
 def test_roll_up_backlog(grafana: Connection, owner: Connection) -> None:
     assert ask(grafana, "Roll-up Backlog").row == {"minutes": 0, "oldest waits": 0}
     with owner.cursor() as cursor:

@@ -322,6 +322,7 @@ def test_there_is_a_rule_for_each_of_these() -> None:
         "Lag not shrinking",
         "Worker not ready",
         "Books off",
+        "Records lost before they were read",
         "Refusals above 1 %",
         "Disk for less than 7 days",
     ]

@@ -26,6 +26,11 @@ READY = 'heartbeat_app_ready{instance="a",job="heartbeat_app"}'
 OTHER_READY = 'heartbeat_app_ready{instance="b",job="heartbeat_app"}'
 UP = 'up{instance="a",job="heartbeat_app"}'
 OTHER_UP = 'up{instance="b",job="heartbeat_app"}'
+MISSING = 'heartbeat_app_records_missing_total{instance="a",topic="t",partition="0"}'
+UNEXPLAINED = (
+    'heartbeat_app_offsets_unexplained_total{instance="a",topic="t",partition="0"}'
+)
+LOST = "Records lost before they were read"
 DISK = 'node_filesystem_avail_bytes{mountpoint="/var/lib/postgresql"}'
 GIGABYTE = 1_000_000_000
 A_DAY = 4 * 60 * 24  # of samples
@@ -84,6 +89,14 @@ ANSWERS: list[tuple[str, dict[str, str], str, list[float]]] = [
         [0],
     ),
     ("Worker not ready", {}, "10m", [0]),
+    (LOST, {MISSING: "0x240", UNEXPLAINED: "0x240"}, "30m", [0]),
+    (LOST, {}, "10m", [0]),
+    # Counted before the first scrape, and while it ran.
+    (LOST, {MISSING: "500x240", UNEXPLAINED: "0x240"}, "30m", [500]),
+    (LOST, {MISSING: "0x60 7x180", UNEXPLAINED: "0x60 30x180"}, "30m", [37]),
+    # An hour later it is over, and a worker that starts anew counts anew.
+    (LOST, {MISSING: "500x480", UNEXPLAINED: "9x480"}, "2h", [0]),
+    (LOST, {MISSING: "500x400 0x40 3x40", UNEXPLAINED: "0x480"}, "2h", [3]),
     # Ten gigabytes a day, and thirty are left.
     (
         "Disk for less than 7 days",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    Producer,
+    TopicPartition,
+)
 
 from tests.servers import Servers, Topic, Worker, wait_until
 
@@ -154,6 +160,33 @@ def test_what_the_group_has_committed_does_not_count(
     consumer.close()
     worker.start()
     worker.wait_for(texts(100))
+
+
+def test_what_the_group_has_committed_becomes_the_ledgers_and_is_told(
+    make_lane: Callable[..., LaneWorker], topic: Topic
+) -> None:
+    """Also where nothing comes any more, so that lag monitors outside are right."""
+    topic.produce(values(100))
+    worker = make_lane().start()
+    worker.wait_for(texts(100))
+    assert worker.stop() == 0
+    group = f"{worker.name}-lane"
+    partition = TopicPartition(worker.name, 0, 30)  # as Kafka's own tool resets it
+    [reset] = topic.admin.alter_consumer_group_offsets(
+        [ConsumerGroupTopicPartitions(group, [partition])]
+    ).values()
+    reset.result()
+    assert worker.committed() == 30
+    before = len(worker.log())
+    worker.start()
+    wait_until(lambda: worker.committed() == 100, "the ledger's offset is committed")
+    worker.wait_until(
+        lambda: "are not the ledger's" in worker.log()[before:], "the line is logged"
+    )
+    [line] = re.findall(r"are not the ledger's.*", worker.log()[before:])
+    assert f"which are taken: {worker.name}[0]: 30, the ledger 100" in line
+    assert worker.stop() == 0
+    assert worker.values() == texts(100)
 
 
 def test_a_ledger_that_went_back_is_followed(

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 
 from heartbeat_app.synthetic import SyntheticCustomers
 from tests.oracle import Oracle
-from tests.servers import PROJECT, Topic, Worker, run, wait_until
+from tests.servers import PROJECT, Servers, Topic, Worker, run, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -154,6 +154,86 @@ def test_the_pages_count_records(
     for path in ("/", "/stats/", "/assignment/", "/metrics", "/health/ready"):
         told = worker.page(path)
         assert not [each for each in customers if each in told], path
+
+
+def test_settings_of_the_topic_that_do_not_suit_are_told(
+    environ: dict[str, str], topic: Topic, make_worker: Callable[..., Worker]
+) -> None:
+    """At the start and when they change; the worker is ready all the same."""
+    topic.make(partitions=1, **{"cleanup.policy": "compact"})
+    worker = make_worker().start()
+
+    def warnings() -> set[str]:
+        status, told = worker.get("/health/ready")
+        return (
+            {each.split()[2] for each in told["warnings"]} if status == 200 else set()
+        )
+
+    worker.wait_until(
+        lambda: warnings() == {"cleanup.policy", "message.timestamp.type"},
+        "what does not suit is told",
+    )
+    fault = "heartbeat_app_topic_policy_fault"
+    told = {k[-1]: v for k, v in worker.metrics().items() if k[0] == fault}
+    assert {what for what, value in told.items() if value} == {
+        "compacted", "timestamp_type",
+    }  # fmt: skip
+    printed = run(environ, "heartbeat_app", "books")
+    assert f"Warning: Topic {topic.name}: cleanup.policy is compact" in printed
+    topic.configure({"cleanup.policy": "delete", "retention.ms": "3600000"})
+    worker.wait_until(
+        lambda: warnings() == {"retention.ms", "message.timestamp.type"},
+        "the change is noticed",
+    )
+    assert worker.log().count("cleanup.policy is compact") == 1
+    assert worker.log().count("retention.ms is 3,600,000, less than a day") == 1
+    assert "its settings suit again (compacted)" in worker.log()
+
+
+def test_a_topic_that_a_worker_makes_suits(
+    topic: Topic, make_worker: Callable[..., Worker]
+) -> None:
+    worker = make_worker().start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    worker.wait_until(
+        lambda: any(k[0].endswith("policy_fault") for k in worker.metrics()),
+        "Kafka has told the settings",
+    )
+    assert worker.get("/health/ready")[1]["warnings"] == []
+
+
+def test_lag_is_of_the_topic_that_is_read(
+    environ: dict[str, str],
+    servers: Servers,
+    topic: Topic,
+    engine: Engine,
+    make_worker: Callable[..., Worker],
+) -> None:
+    """After a change of HEARTBEATS_TOPIC with a backlog, everywhere alike."""
+    topic.make(partitions=1)
+    oracle = Oracle(seed=1, partitions=1)
+    topic.produce(values(oracle, 50))
+    worker = make_worker().start()
+    worker.wait_until(lambda: count(engine) == len(oracle.rows), "the beats are stored")
+    assert worker.stop() == 0
+    topic.produce(values(oracle, 70))
+    new = Topic(servers, f"{topic.name}-new")
+    new.make(partitions=1)
+    worker = make_worker(HEARTBEATS_TOPIC=new.name).start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    assert worker.get("/health/ready")[1]["lag"] == 0
+    worker.wait_until(lambda: worker.get("/stats/")[0] == 200, "the database answers")
+    _, stats = worker.get("/stats/")
+    assert stats["lag"] == 0
+    assert {row["topic"]: row["is_read"] for row in stats["partitions"]} == {
+        topic.name: False, new.name: True,
+    }  # fmt: skip
+    assert worker.metrics()["heartbeat_app_lag_records", "0", new.name] == 0
+    printed = run({**environ, "HEARTBEATS_TOPIC": new.name}, "heartbeat_app", "books")
+    assert "; lag 0." in printed
+    assert "no longer read" in printed
+    assert f"{topic.name}[0]" in printed
+    assert "70 of its records were never read" in printed
 
 
 def test_a_page_answers_at_once_while_the_database_does_not(

@@ -135,3 +135,43 @@ def test_without_kafka_the_rest_is_still_checked() -> None:
     assert not result.complete
     assert result.lag is None
     assert len(result.problems) == 1
+
+
+OLD = replace(SOUND, topic="earlier", topic_id="old")
+BOTH = {
+    **logs(0, 120),
+    "earlier": TopicLog("earlier", "old", {0: LogRange(0, 1_000)}),
+}
+
+
+def test_lag_is_of_the_topic_that_is_read() -> None:
+    result = audit(Books([OLD, SOUND]), "beats", BOTH)
+    assert [(line.is_read, line.lag) for line in result.lines] == [
+        (False, 884),
+        (True, 4),
+    ]
+    assert result.lag == 4
+    (warning,) = result.warnings
+    assert "earlier[0] (topic id old): it is no longer read" in warning
+    assert "884 of its records were never read" in warning
+
+
+def test_what_came_after_the_books_were_read_is_no_lag() -> None:
+    before = logs(0, 116)
+    result = audit(Books([SOUND]), "beats", logs(0, 1_117), before=before)
+    assert result.lag == 0
+    assert not result.problems
+    late = replace(SOUND, next_offset=110, gap=0)
+    assert audit(Books([late]), "beats", logs(0, 1_117), before=before).lag == 6
+    # Books that went on meanwhile are not ahead of the log.
+    result = audit(Books([SOUND]), "beats", logs(0, 116), before=logs(0, 90))
+    assert (result.lag, result.problems) == (0, [])
+    # Of a topic that was made again meanwhile the earlier end says nothing.
+    old = logs(0, 500, topic_id="gone")
+    assert audit(Books([SOUND]), "beats", logs(0, 120), before=old).lag == 4
+
+
+def test_settings_that_do_not_suit_are_warnings() -> None:
+    result = audit(Books([SOUND]), "beats", logs(0, 120), faults=["compacted"])
+    assert list(result.warnings) == ["compacted"]
+    assert not result.problems

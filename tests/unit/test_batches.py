@@ -232,3 +232,12 @@ def test_a_chunk_without_bad_records_is_not_checked_one_by_one(
 
     monkeypatch.setattr(batches, "check", never)
     decode_records(received([GOOD] * 10), RULES)
+
+
+def test_offsets_that_nothing_explains_are_never_more_than_the_gap() -> None:
+    whole = Batch(
+        topic="beats", topic_id="id", partition=0, asked=0, position=100, missing=10,
+        end_offset=100, beats=[], sources=[], refused=[], unexplained=90,
+    )  # fmt: skip
+    assert whole.gap == 90
+    assert whole.since(60).gap == 40

@@ -117,6 +117,16 @@ async def test_a_fetch_may_begin_inside_a_batch(reader: Reader) -> None:
     assert not reader.fetcher._records  # all of it was taken
 
 
+async def test_offsets_without_records_are_told(reader: Reader) -> None:
+    """As compaction leaves them: a batch begins above what was asked for."""
+    await reader.seek(100)
+    reader.fetched(130, 5)
+    chunk = reader.take()
+    assert chunk is not None
+    assert (chunk.asked, chunk.position, chunk.missing) == (100, 135, 0)
+    assert chunk.unexplained == 30
+
+
 async def test_after_a_rebalance_nothing_is_taken_before_the_seek(
     reader: Reader,
 ) -> None:

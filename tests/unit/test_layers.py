@@ -20,7 +20,7 @@ LAYERS = (
     ("exceptions",),
     ("config",),
     ("models", "validation", "batches", "excerpts"),
-    ("lane", "storage", "kafka", "embedded", "waiting"),
+    ("lane", "storage", "kafka", "embedded", "waiting", "policy"),
     (
         "topics",
         "recordings",

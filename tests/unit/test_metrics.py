@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from heartbeat_app.exceptions import ApartError, LedgerWentBackError
 from heartbeat_app.metrics import CAUSES, Metrics, cause_of
+from heartbeat_app.policy import What
 from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.writer import Written
 from heartbeat_app.validation import Reason
@@ -50,6 +51,30 @@ def test_a_batch_is_counted_once_by_what_became_of_its_records() -> None:
     assert value(found, "heartbeat_app_batch_records_sum") == 10
     assert value(found, "heartbeat_app_transaction_seconds_bucket", le="0.02") == 0
     assert value(found, "heartbeat_app_transaction_seconds_bucket", le="0.05") == 1
+
+
+def test_what_is_an_alarm_is_there_at_0_before_it_happens() -> None:
+    found = Metrics(lambda: HEALTH, lambda: None, dict)
+    for name in ("records_missing", "offsets_unexplained"):
+        [sample] = families(found)[f"heartbeat_app_{name}"].samples
+        assert (sample.value, sample.labels["partition"]) == (0, "0")
+    # Also where a batch has nothing but such offsets.
+    found.count("beats", 0, Written(unexplained=5))
+    [sample] = families(found)["heartbeat_app_offsets_unexplained"].samples
+    assert sample.value == 5
+
+
+def test_each_setting_of_a_topic_is_told() -> None:
+    def fault(what: str) -> float | None:
+        where = {"topic": "beats", "what": what}
+        return value(metrics(), "heartbeat_app_topic_policy_fault", **where)
+
+    assert {what.value: fault(what.value) for what in What} == {
+        "compacted": 1, "retention": 0, "message_size": 0, "timestamp_type": 0,
+        "unclean_election": 0,
+    }  # fmt: skip
+    unknown = Metrics(lambda: HEALTH, lambda: None, dict)
+    assert families(unknown)["heartbeat_app_topic_policy_fault"].samples == []
 
 
 def test_a_batch_that_was_stored_before_counts_nothing() -> None:
@@ -121,7 +146,7 @@ def test_retries_have_few_causes(error: Exception, cause: str) -> None:
 
 def test_every_counter_is_there_before_it_counts() -> None:
     """Prometheus sees no increase in what is 4 when it appears."""
-    found = Metrics(lambda: HEALTH, lambda: None)
+    found = Metrics(lambda: HEALTH, lambda: None, dict)
     before = series(found)
     assert {value for name, value in before.items() if "_total{" in name} == {"0.0"}
     counted = metrics()

@@ -146,6 +146,26 @@ def test_what_is_unpacked_is_what_was_committed(log: Log, data: st.DataObject) -
     assert source.next_fetch_offset == log.end
 
 
+def test_offsets_of_transactions_are_told_from_those_that_nothing_explains() -> None:
+    log = [
+        RecordBatch(0, 3, [Entry(0), Entry(2)], "lz4"),  # 1 was compacted
+        RecordBatch(5, 4, [Entry(0), Entry(1)], producer=7, transactional=True),
+        marker(9, 7, ABORT),
+        RecordBatch(10, 2, [Entry(0), Entry(1)], producer=7, transactional=True),
+        marker(12, 7, COMMIT),
+    ]
+    data = b"".join(each.encode() for each in log)
+    source = fetched(data, 2, [(7, 5)], FetchedRecords)
+    found, _, passed_over = unpack(source, MAX, MAX)
+    assert [each.offset for each in found] == [2, 10, 11]
+    # The aborted batch, compacted or not, and both markers; 3 and 4 are gone.
+    assert passed_over == 4 + 1 + 1
+    assert source.next_fetch_offset == 13
+    # A fetch that begins inside of an aborted batch.
+    source = fetched(data[len(log[0].encode()) :], 7, [(7, 5)], FetchedRecords)
+    assert unpack(source, MAX, MAX)[2] == 2 + 1 + 1
+
+
 @settings(max_examples=150)
 @given(logs(utf8_names), st.data())
 def test_aiokafka_unpacks_the_same(log: Log, data: st.DataObject) -> None:
@@ -202,7 +222,7 @@ def test_the_name_of_a_header_may_be_any_bytes(header_names: list[bytes]) -> Non
     ]
     for codec in CODECS:
         batch = RecordBatch(0, len(entries), entries, codec)
-        found, _ = unpack(fetched(batch.encode(), 0, [], FetchedRecords), MAX, MAX)
+        found, *_ = unpack(fetched(batch.encode(), 0, [], FetchedRecords), MAX, MAX)
         assert [names(each.headers)[0][0] for each in found] == header_names
 
 
@@ -234,7 +254,7 @@ def test_records_of_a_megabyte_come_whole() -> None:
     entries = [Entry(n, value, value) for n, value in enumerate(values)]
     for codec in CODECS:
         data = RecordBatch(0, 3, entries, codec).encode()
-        found, _ = unpack(fetched(data, 0, [], FetchedRecords), MAX, 10 * MAX)
+        found, *_ = unpack(fetched(data, 0, [], FetchedRecords), MAX, 10 * MAX)
         assert [each.value for each in found] == values
         assert [each.key for each in found] == values
 
@@ -247,7 +267,7 @@ def test_records_that_unpack_to_much_come_in_parts() -> None:
     assert len(data) < 5_000
     source = fetched(data, 0, [], FetchedRecords)
     parts = [unpack(source, MAX, 2 * MAX) for _ in range(3)]
-    assert [([r.offset for r in found], size) for found, size in parts] == [
+    assert [([r.offset for r in found], size) for found, size, _ in parts] == [
         ([0, 1], 2 * MAX), ([2, 3], 2 * MAX), ([4], MAX),
     ]  # fmt: skip
 
