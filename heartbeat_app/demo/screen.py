@@ -10,9 +10,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -20,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from heartbeat_app.demo.figures import Figures
+from heartbeat_app.exceptions import CommandError
+from heartbeat_app.output import written
 
 LINE_SECONDS = 2.0
 """Never silent for longer than 3 s."""
@@ -64,9 +67,10 @@ class Screen:
     def problem(self, text: str) -> None:
         """Something that a person has to know, loudly."""
         self._safely(lambda: self._step.stop())
-        self._safely(
-            lambda: self._console.print(Text(text, style="bold red"), soft_wrap=True)
-        )
+        styled = Text(text, style="bold red")
+        if not self._safely(lambda: self._console.print(styled, soft_wrap=True)):
+            with suppress(OSError, ValueError):
+                click.echo(text, err=True)
 
     def end_steps(self) -> None:
         self._safely(self._step.stop)
@@ -114,11 +118,15 @@ class Screen:
         (begin, first), (end, last) = self._rates[0], self._rates[-1]
         return (last - first) / (end - begin)
 
-    def _safely(self, show: Callable[[], object]) -> None:
+    def _safely(self, show: Callable[[], object]) -> bool:
+        """Whether it could be shown."""
         try:
-            show()
-        except (OSError, ValueError):  # the terminal or the pipe is gone
+            with written():
+                show()
+        except (OSError, ValueError, CommandError):  # the terminal or the pipe is gone
             self._is_terminal = False
+            return False
+        return True
 
 
 def _picture(
