@@ -47,6 +47,7 @@ class Screen:
         self._live: Live | None = None
         self._step = self._console.status("")
         self._is_terminal = self._console.is_terminal
+        self._is_gone = False
         self._hint = ""
         self._last_line = 0.0
         self._rates: list[tuple[float, int]] = []
@@ -68,7 +69,8 @@ class Screen:
         """Something that a person has to know, loudly."""
         self._safely(lambda: self._step.stop())
         styled = Text(text, style="bold red")
-        if not self._safely(lambda: self._console.print(styled, soft_wrap=True)):
+        self._safely(lambda: self._console.print(styled, soft_wrap=True))
+        if self._is_gone:
             with suppress(OSError, ValueError):
                 click.echo(text, err=True)
 
@@ -118,15 +120,13 @@ class Screen:
         (begin, first), (end, last) = self._rates[0], self._rates[-1]
         return (last - first) / (end - begin)
 
-    def _safely(self, show: Callable[[], object]) -> bool:
-        """Whether it could be shown."""
+    def _safely(self, show: Callable[[], object]) -> None:
         try:
             with written():
                 show()
         except (OSError, ValueError, CommandError):  # the terminal or the pipe is gone
             self._is_terminal = False
-            return False
-        return True
+            self._is_gone = True
 
 
 def _picture(
