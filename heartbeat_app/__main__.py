@@ -24,10 +24,15 @@ def main() -> None:
 def _run() -> None:
     import click
 
+    from heartbeat_app.config import load_settings
     from heartbeat_app.exceptions import HeartbeatError
     from heartbeat_app.output import explained
 
     try:
+        # Faust reads WEB_PORT by itself as it is imported, and fails where it is none.
+        load_settings(database=False)
+        if not os.environ.get("WEB_PORT", "").strip():
+            os.environ.pop("WEB_PORT", None)
         from heartbeat_app.application import app
 
         app.on_worker_init.connect(_collect_garbage)
