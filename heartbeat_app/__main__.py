@@ -25,7 +25,7 @@ def _run() -> None:
     import click
 
     from heartbeat_app.config import load_settings
-    from heartbeat_app.exceptions import HeartbeatError
+    from heartbeat_app.exceptions import HeartbeatError, printable
     from heartbeat_app.output import explained
 
     try:
@@ -42,7 +42,7 @@ def _run() -> None:
         error.show()
         sys.exit(error.exit_code)
     except HeartbeatError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(printable(f"Error: {error}"), err=True)
         sys.exit(1)
 
 

@@ -28,14 +28,38 @@ LOGIN = "/login"
 # what does not work a text without customers and passwords.
 OPEN = frozenset({"/health/live", "/health/ready"})
 SESSION_SECONDS = 12 * 3600
-# Any of them says that a proxy passed the request on.
-FORWARDED = (
-    "X-Forwarded-Proto",
-    "X-Forwarded-For",
-    "X-Forwarded-Host",
-    "X-Real-IP",
-    "Forwarded",
-    "Via",
+# A header with such a name says that a proxy passed the request on: the standards', and
+# those of common proxies, load balancers and content networks.
+FORWARDED = frozenset(
+    {
+        "cdn-loop",
+        "forwarded",
+        "true-client-ip",
+        "via",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-host",
+        "x-real-ip",
+        "x-remote-addr",
+        "x-remote-ip",
+    }
+)
+FORWARDED_PREFIXES = (
+    "cf-",
+    "fastly-",
+    "fly-",
+    "proxy-",
+    "x-amz",
+    "x-azure-",
+    "x-envoy-",
+    "x-forwarded",
+    "x-original-",
+    "x-proxy",
+    "x-real-",
+)
+# RFC 9110: a name or an address, and a port.
+HOST = re.compile(
+    r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]*)(:[0-9]*)?", re.ASCII
 )
 
 HEADERS = {
@@ -97,7 +121,8 @@ class Access:
         """
         if self._token is not None:
             return True
-        if any(name in request.headers for name in FORWARDED):
+        names = (name.lower() for name in request.headers)
+        if any(n in FORWARDED or n.startswith(FORWARDED_PREFIXES) for n in names):
             return False
         host = request.url.host
         return self._is_local and host is not None and _is_loopback(host)
@@ -106,6 +131,9 @@ class Access:
     async def _middleware(
         self, request: web.Request, handler: Handler
     ) -> web.StreamResponse:
+        if not _has_host(request):
+            log.warning("A request with a malformed Host, from %s: 400", request.remote)
+            return web.Response(status=400, text="400: Host is malformed\n")
         # Also for whoever has logged in: another tab did, or this one went back.
         if self._token is not None and request.path == LOGIN:
             return await self._log_in(request)
@@ -195,7 +223,9 @@ async def _entered(request: web.Request) -> str:
         return ""
     try:
         form = await request.post()
-    # Not in its charset, in one that nobody knows, not compressed as it says.
+    except ConnectionError:  # gone, or too slow
+        raise web.HTTPBadRequest from None
+    # Not in its charset, in one that nobody knows, no chunks as it says.
     except (ValueError, LookupError, web.RequestPayloadError):
         return ""
     return str(form.get("token", "")).strip()
@@ -205,6 +235,18 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     response.headers["Server"] = "heartbeat_app"  # aiohttp's own tells versions
+
+
+def _has_host(request: web.Request) -> bool:
+    """Whether it names one host, which `request.url` can be made of."""
+    hosts = request.headers.getall("Host", [])
+    if len(hosts) > 1 or not all(map(HOST.fullmatch, hosts)):
+        return False
+    try:
+        _ = request.url.host
+    except ValueError:  # no such port, or no such name
+        return False
+    return True
 
 
 def _is_same(given: str, wanted: str) -> bool:

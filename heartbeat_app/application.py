@@ -19,7 +19,6 @@ from confluent_kafka import KafkaException
 from faust.types import TP
 from faust.types.auth import CredentialsT
 from faust.types.web import Web
-from faust.web.drivers.aiohttp import Web as AiohttpWeb
 from mode import ServiceT
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import (
@@ -32,6 +31,8 @@ from tenacity import (
 from heartbeat_app.access import Access
 from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings, load_settings
+from heartbeat_app.connections import MOST_BODY
+from heartbeat_app.connections import Web as GuardedWeb
 from heartbeat_app.exceptions import ConfigurationError, SharedSessionError
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
@@ -110,6 +111,7 @@ class HeartbeatApp(LaneApp):
             web_bind=settings.web_bind,
             web_port=settings.web_port,
             web_stats_enabled=True,
+            web_application_options={"client_max_size": MOST_BODY},
             # They would serve the tables of the app, and there are none.
             web_router_enabled=False,
             web_tables_enabled=False,
@@ -147,8 +149,7 @@ class HeartbeatApp(LaneApp):
         ]
 
     def _new_web(self) -> Web:
-        web = super()._new_web()
-        assert isinstance(web, AiohttpWeb)
+        web = GuardedWeb(self)
         access = Access(self.settings.web_token, self.settings.web_bind)
         access.protect(web.web_app)
         web.web_app.on_shutdown.append(self._end_answers)

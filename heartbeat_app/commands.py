@@ -30,7 +30,7 @@ from heartbeat_app import report
 from heartbeat_app.application import app
 from heartbeat_app.audit import audit
 from heartbeat_app.config import Settings
-from heartbeat_app.exceptions import CommandError
+from heartbeat_app.exceptions import CommandError, printable
 from heartbeat_app.exporting import (
     CSV,
     PARQUET,
@@ -202,7 +202,7 @@ def send(
         say(report.sent(tally, topic), done=True)
     except (CommandError, BrokenPipeError):
         if problem:
-            click.echo(problem, err=True)
+            click.echo(printable(problem), err=True)
         raise
     if tally.stopped_by is not None:
         ctx.exit(128 + tally.stopped_by)
@@ -267,7 +267,7 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
         ctx.exit(0 if result.complete and not result.problems else 1)
     say(report.books_table(result))
     for warning in result.warnings:
-        click.echo(f"Warning: {warning}", err=True)
+        click.echo(printable(f"Warning: {warning}"), err=True)
     if result.problems:
         raise CommandError(report.imbalance(result, trouble))
     if trouble:
@@ -420,7 +420,7 @@ def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
         try:
             result = erase(engine, customer, progress, go_on)
         except KeyboardInterrupt:
-            click.echo(report.erasure_stopped(noted=noted), err=True)
+            click.echo(printable(report.erasure_stopped(noted=noted)), err=True)
             ctx.exit(128 + (stop.signal or signal.SIGINT))
     words = [report.erased(result), _still_in_kafka(), report.ERASE_ELSEWHERE]
     say("\n".join(words), done=True)
@@ -522,7 +522,7 @@ def export_beats(
         )
     words = report.exported(result, click.format_filename(path))
     if to_stream:
-        click.echo(words, err=True)
+        click.echo(printable(words), err=True)
     else:
         say(words, done=True)
     if result.stopped_by is not None:

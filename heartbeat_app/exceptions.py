@@ -11,6 +11,22 @@ from datetime import date, timedelta
 import click
 
 
+def printable(text: str) -> str:
+    """A text of several lines in which all that could move a terminal is written out.
+
+    Names of topics, files and roles come from elsewhere, and so do the errors of
+    servers: what they hold must not clear a screen or hide a line.
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(
+        each
+        if each == "\n" or each.isprintable()
+        else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 class HeartbeatError(Exception):
     """The root: whatever this application raises on purpose."""
 
@@ -23,14 +39,14 @@ class ConfigurationError(HeartbeatError, click.ClickException):
     """
 
     def __init__(self, message: str) -> None:
-        click.ClickException.__init__(self, message)
+        click.ClickException.__init__(self, printable(message))
 
 
 class CommandError(HeartbeatError, click.ClickException):
     """A command cannot go on; the message says why and what to do."""
 
     def __init__(self, message: str) -> None:
-        click.ClickException.__init__(self, message)
+        click.ClickException.__init__(self, printable(message))
 
 
 class LaneError(HeartbeatError):

@@ -85,7 +85,8 @@ def completion(ctx: click.Context, shell: str | None) -> None:
     program = root.info_name or "heartbeat_app"
     # The name that click looks for.
     variable = f"_{program}_complete".replace("-", "_").replace(".", "_").upper()
-    say(kind(root.command, {}, program, variable).source())
+    with written():
+        click.echo(kind(root.command, {}, program, variable).source())
 
 
 def _replace_version() -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import click
 
-from heartbeat_app.exceptions import CommandError
+from heartbeat_app.exceptions import CommandError, printable
 
 # Of a write, and of nothing else that a command does without a file's name.
 _WRITE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
@@ -42,7 +42,7 @@ def _cannot_write(error: OSError) -> CommandError:
 
 
 def say(words: str, *, done: bool = False) -> None:
-    """Print a result.
+    """Print a result; names that came from elsewhere cannot move the terminal.
 
     Arguments:
         done: It tells of something that has happened, so it is told on standard error
@@ -53,10 +53,10 @@ def say(words: str, *, done: bool = False) -> None:
     """
     try:
         with written():
-            click.echo(words)
+            click.echo(printable(words))
     except (CommandError, BrokenPipeError):
         if done:
-            click.echo(words, err=True)
+            click.echo(printable(words), err=True)
         raise
 
 

@@ -12,6 +12,8 @@ from typing import Self
 import rich.progress
 from rich.console import Console
 
+from heartbeat_app.exceptions import printable
+
 LINE_SECONDS = 2.0
 
 
@@ -57,7 +59,9 @@ class ProgressDisplay:
     def show(self, done: float, total: float | None, words: str) -> None:
         """Show how much is done, in any unit, and what that means in words."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, words=words)
+            self._bar.update(
+                self._task, completed=done, total=total, words=printable(words)
+            )
         elif not self._quiet and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_SECONDS
             share = f" ({done / total:.0%})" if total else ""
@@ -65,4 +69,4 @@ class ProgressDisplay:
 
     def tell(self, words: str) -> None:
         """Print a line, above the bar where there is one."""
-        self._console.print(words, soft_wrap=True)
+        self._console.print(printable(words), soft_wrap=True)

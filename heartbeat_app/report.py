@@ -10,6 +10,7 @@ from datetime import date, datetime
 from typing import Any
 
 from heartbeat_app.audit import Audit, Line
+from heartbeat_app.exceptions import printable
 from heartbeat_app.exporting import Exported
 from heartbeat_app.kafka import TopicLog
 from heartbeat_app.sending import Tally
@@ -547,7 +548,7 @@ def _cell(value: object) -> tuple[str, bool]:
         return "?", False
     if isinstance(value, int):
         return f"{value:,}", True
-    return str(value), False
+    return printable(str(value)), False
 
 
 def _instant(when: datetime) -> str:

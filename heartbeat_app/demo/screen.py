@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heartbeat_app.demo.figures import Figures
-from heartbeat_app.exceptions import CommandError
+from heartbeat_app.exceptions import CommandError, printable
 from heartbeat_app.output import written
 
 LINE_SECONDS = 2.0
@@ -59,20 +59,20 @@ class Screen:
         if not self._is_terminal:
             self.tell(text)
         elif self._live is None:
-            self._safely(lambda: self._step.update(Text(text)))
+            self._safely(lambda: self._step.update(Text(printable(text))))
             self._safely(self._step.start)
 
     def tell(self, text: str) -> None:
-        self._safely(lambda: self._console.print(Text(text), soft_wrap=True))
+        self._safely(lambda: self._console.print(Text(printable(text)), soft_wrap=True))
 
     def problem(self, text: str) -> None:
         """Something that a person has to know, loudly."""
         self._safely(lambda: self._step.stop())
-        styled = Text(text, style="bold red")
+        styled = Text(printable(text), style="bold red")
         self._safely(lambda: self._console.print(styled, soft_wrap=True))
         if self._is_gone:
             with suppress(OSError, ValueError):
-                click.echo(text, err=True)
+                click.echo(printable(text), err=True)
 
     def end_steps(self) -> None:
         self._safely(self._step.stop)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.exceptions import printable
+
 # Ours: only these make a row wrong in PostgreSQL's eyes.
 ROW_CONSTRAINTS = frozenset({"heart_rate_range"})
 
@@ -43,7 +45,7 @@ def constraint(error: BaseException) -> str | None:
 def words(error: BaseException) -> str:
     """What went wrong, in one line for a log: no SQL, no parameters."""
     text = str(original(error)).strip() or type(error).__name__
-    return text.splitlines()[0]
+    return printable(text.splitlines()[0])
 
 
 def is_duplicate(error: BaseException) -> bool:

@@ -16,6 +16,8 @@ Span = tuple[datetime, datetime]
 MINUTE = timedelta(minutes=1)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
+# There is no later instant.
+LAST = datetime.max.replace(tzinfo=UTC)
 
 # Beats come almost in order. So many in a row lie close together as a rule, and then
 # their first and their last say enough: a few minutes more are worked out again.
@@ -72,7 +74,8 @@ def span(first: datetime, last: datetime) -> Span:
 def day_span(day: date) -> Span:
     """The day, in UTC."""
     since = datetime(day.year, day.month, day.day, tzinfo=UTC)
-    return since, since + DAY
+    # The last day has no next one.
+    return since, LAST if day == date.max else since + DAY
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:

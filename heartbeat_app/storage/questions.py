@@ -8,9 +8,13 @@ long they take, and whether or not the database answers.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import TooManyQuestionsError
@@ -24,7 +28,34 @@ WAIT_SECONDS = 5.0
 # More than these are told so at once: each that waits costs a connection and memory.
 MOST_WAITING = 50
 
+# What takes longer was no connection that was cut before.
+CUT_SECONDS = 1.0
+
 T = TypeVar("T")
+
+
+def read(
+    answer: Callable[..., T],
+    *arguments: object,
+    unless: Callable[[], bool] = lambda: False,
+) -> T:
+    """What the function returns, which only reads.
+
+    A connection may have been cut while nobody used it, which its next statement
+    tells. The others of its pool are not used again after that, so a second try gets
+    a new one.
+
+    Arguments:
+        unless: Whether there is no second try any more.
+    """
+    began = time.monotonic()
+    try:
+        return answer(*arguments)
+    except DBAPIError as error:
+        was_cut = error.connection_invalidated
+        if unless() or not was_cut or time.monotonic() - began > CUT_SECONDS:
+            raise
+    return answer(*arguments)
 
 
 class Questions:
@@ -80,7 +111,8 @@ class Questions:
                 if self._ended:
                     raise TooManyQuestionsError
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, answer, *arguments
+                    self._threads,
+                    partial(read, answer, *arguments, unless=lambda: self._ended),
                 )
             finally:
                 self._turns.release()

@@ -12,11 +12,13 @@ from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from itertools import islice
 
+import psycopg2
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import OperationalError
 
 from heartbeat_app.exceptions import TooSlowError
 from heartbeat_app.storage import days
-from heartbeat_app.storage.marks import HOUR, day_span, merged
+from heartbeat_app.storage.marks import HOUR, LAST, day_span, merged
 from heartbeat_app.storage.questions import ANSWER_SECONDS
 from heartbeat_app.storage.rollup import read_marks
 
@@ -34,16 +36,27 @@ END = datetime(9999, 12, 31, tzinfo=UTC)
 def connected(engine: Engine) -> Iterator[Connection]:
     """A connection that reads, each statement in a transaction of its own."""
     with engine.connect() as connection:
-        yield connection.execution_options(
-            isolation_level="AUTOCOMMIT", postgresql_readonly=True
-        )
+        try:
+            connection = connection.execution_options(
+                isolation_level="AUTOCOMMIT", postgresql_readonly=True
+            )
+        except psycopg2.Error as error:
+            # SQLAlchemy takes no notice of what this tells of a connection that was
+            # cut; the others may have been, too.
+            connection.invalidate(error)
+            engine.dispose()
+            raise OperationalError(
+                None, None, error, connection_invalidated=True
+            ) from error
+        yield connection
 
 
 def widen(since: datetime, until: datetime, step: timedelta) -> Span:
     """The whole steps that hold the span."""
     # The remainder of a division, so that it is never negative.
     begin = since - (since - ORIGIN) % step
-    return begin, until + (ORIGIN - until) % step
+    rest = (ORIGIN - until) % step
+    return begin, until + rest if rest <= LAST - until else LAST
 
 
 def not_rolled_up(

@@ -12,11 +12,14 @@ from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
+from aiohttp import web
+from aiohttp.typedefs import Handler
 from faust.web import Request, Response, View
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.access import requires_token
 from heartbeat_app.application import app
+from heartbeat_app.connections import Web
 from heartbeat_app.exceptions import (
     TooManyBeatsError,
     TooManyQuestionsError,
@@ -25,10 +28,37 @@ from heartbeat_app.exceptions import (
 from heartbeat_app.storage import customers, errors, history, reads
 from heartbeat_app.storage.questions import ANSWER_SECONDS
 from heartbeat_app.web.answers import Answer, Found, encode, problem
-from heartbeat_app.web.parameters import BadParameterError, Parameters, customer_id
+from heartbeat_app.web.parameters import (
+    BadParameterError,
+    Parameters,
+    check_encoding,
+    customer_id,
+)
 
 # SQLSTATEs of a statement that took longer than it may.
 TOO_SLOW = {"57014", errors.LOCK_NOT_AVAILABLE}
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell as a problem, like every other one here, that there is no such page."""
+    try:
+        return await handler(request)
+    except (web.HTTPNotFound, web.HTTPMethodNotAllowed) as error:
+        if not request.path.startswith("/api/"):
+            raise
+        status = HTTPStatus(error.status)
+        answer = problem(status, f"{request.method} is not allowed here.")
+        if status == HTTPStatus.NOT_FOUND:
+            answer = problem(status, "There is no such page; see /api/openapi.json.")
+        headers = {**answer.headers}
+        if "Allow" in error.headers:
+            headers["Allow"] = error.headers["Allow"]
+        return web.Response(status=status, headers=headers, body=answer.body)
+
+
+assert isinstance(app.web, Web)
+app.web.web_app.middlewares.append(problems)
 
 
 async def respond(
@@ -37,8 +67,14 @@ async def respond(
     """Check the parameters, ask in a thread, and answer in the wanted format."""
     try:
         answer = await app.questions.ask(_answer, request, known, ask)
-    except TooManyQuestionsError as error:
+    except (TooManyQuestionsError, TooSlowError) as error:
         answer = problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+    except SQLAlchemyError as error:
+        if errors.sqlstate(error) in TOO_SLOW:
+            why = str(TooSlowError(ANSWER_SECONDS))
+        else:
+            why = "The database does not answer; /health/ready says more."
+        answer = problem(HTTPStatus.SERVICE_UNAVAILABLE, why)
     headers = dict(answer.headers)
     return view.bytes(answer.body, status=answer.status, headers=headers)
 
@@ -47,6 +83,7 @@ def _answer(
     request: Any, known: set[str], ask: Callable[[Parameters], Found]
 ) -> Answer:
     try:
+        check_encoding(request.rel_url.raw_path, request.rel_url.raw_query_string)
         parameters = Parameters(list(request.query.items()), known)
         format = parameters.format(request.headers.get("Accept", ""))
         found = ask(parameters)
@@ -55,14 +92,6 @@ def _answer(
         return problem(HTTPStatus.BAD_REQUEST, str(error), parameter=error.parameter)
     except TooManyBeatsError as error:
         return problem(HTTPStatus.BAD_REQUEST, str(error), parameter="step")
-    except TooSlowError as error:
-        return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
-    except SQLAlchemyError as error:
-        if errors.sqlstate(error) in TOO_SLOW:
-            why = str(TooSlowError(ANSWER_SECONDS))
-        else:
-            why = "The database does not answer; /health/ready says more."
-        return problem(HTTPStatus.SERVICE_UNAVAILABLE, why)
     if found.next is None:
         return answer
     url = request.rel_url.update_query(after=found.next)

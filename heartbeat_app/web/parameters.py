@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
+from urllib.parse import unquote
 
 import msgspec
 
@@ -15,7 +16,7 @@ from heartbeat_app.models import why_no_customer_id
 from heartbeat_app.storage.history import MAX_POINTS, RAW, STEPS, longest_span
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
-LATEST = datetime(9999, 12, 31, tzinfo=UTC)
+LATEST = datetime.max.replace(tzinfo=UTC)
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1_000
@@ -124,10 +125,15 @@ class Parameters:
         value = self._given.get(name)
         if value is None:
             return None
-        # A plus sign that was not written as %2B came as a blank.
-        value = re.sub(r" (\d\d:\d\d)$", r"+\1", value)
+        # A plus sign that was not written as %2B came as a blank, and ISO 8601's basic
+        # format has no colon in the offset.
+        whole = re.sub(
+            r"([0-9])([ +-])([0-9]{2}):?([0-9]{2})$",
+            lambda m: f"{m[1]}{m[2].replace(' ', '+')}{m[3]}:{m[4]}",
+            value,
+        )
         try:
-            instant = msgspec.convert(value, datetime)
+            instant = msgspec.convert(whole, datetime)
         except (msgspec.MsgspecError, ValueError):
             instant = None
         if instant is None or instant.tzinfo is None:
@@ -136,8 +142,28 @@ class Parameters:
                 f"is {_shown(value)}, no instant such as 2026-01-01T00:00:00Z",
             )
         if not EARLIEST <= instant <= LATEST:
-            raise BadParameterError(name, "lies before 2000 or after 9999-12-31")
+            raise BadParameterError(name, "lies before 2000 or after 9999")
         return instant.astimezone(UTC)
+
+
+def check_encoding(path: str, query: str) -> None:
+    """Check the address as it was sent: what it escapes has to be UTF-8.
+
+    Other bytes would stay as they were written, so that `Zo%EB` would be taken for the
+    id whose fourth character is a percent sign.
+
+    Raises:
+        BadParameterError: It is not.
+    """
+    parts = [("customer_id", path)]
+    parts += [(part.partition("=")[0], part) for part in query.split("&")]
+    for name, part in parts:
+        try:
+            unquote(part, errors="strict")
+        except UnicodeDecodeError:
+            raise BadParameterError(
+                unquote(name), "is not UTF-8 where it is percent-encoded"
+            ) from None
 
 
 def customer_id(value: str, name: str = "customer_id") -> str:

@@ -7,6 +7,8 @@ import socket
 
 from aiohttp import web
 
+from heartbeat_app.connections import CONNECTIONS
+
 # A viewer that takes nothing for so long is gone. A stop, which waits for it, has 8 s.
 WRITE_SECONDS = 5.0
 # One that vanished takes what the kernel has room for, minutes of messages, and keeps
@@ -32,6 +34,8 @@ async def send(
     transport.get_extra_info("socket").setsockopt(
         socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ARRIVE_SECONDS * 1000
     )
+    if connections := request.app.get(CONNECTIONS):
+        connections.spare(request)
     try:
         await response.prepare(request)
         await response.write(b"retry: %d\n\n" % RETRY_MILLISECONDS)

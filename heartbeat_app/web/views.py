@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from heartbeat_app.application import app
 from heartbeat_app.storage.books import read_books
 from heartbeat_app.storage.dead_letters import count_by_reason
+from heartbeat_app.storage.questions import read
 from heartbeat_app.storage.reads import read_recent
 
 # A page answers within a second, also while the database is slow.
@@ -73,7 +74,7 @@ class Stats(View):
             "lag": health.lag,
         }
         if Stats._reading is None or Stats._reading.done():
-            reading = asyncio.to_thread(read_stats, app.reads)
+            reading = asyncio.to_thread(_read_stats, app.reads)
             Stats._reading = asyncio.ensure_future(reading)
         await asyncio.wait([Stats._reading], timeout=ANSWER_SECONDS)
         found = Stats._reading.result() if Stats._reading.done() else None
@@ -82,14 +83,19 @@ class Stats(View):
         return self.json({**answer, **found})
 
 
-def read_stats(engine: Engine) -> dict[str, Any] | None:
-    """What the database tells of all workers together; None: it does not answer."""
+def _read_stats(engine: Engine) -> dict[str, Any] | None:
+    """The same; None: the database does not answer."""
     try:
-        books = read_books(engine)
-        recent = read_recent(engine)
-        refused = count_by_reason(engine)
+        return read(read_stats, engine)
     except SQLAlchemyError:
         return None
+
+
+def read_stats(engine: Engine) -> dict[str, Any]:
+    """What the database tells of all workers together."""
+    books = read_books(engine)
+    recent = read_recent(engine)
+    refused = count_by_reason(engine)
     return {
         **asdict(books.total),
         "balanced": books.balanced,

@@ -190,6 +190,8 @@ def test_what_is_wrong_is_said(worker: Worker, store: Callable[..., None]) -> No
         (path_of("fast", "?from=now"), "from", "no instant such as"),
         (path_of("x" * 256), "customer_id", "256 characters"),
         (path_of("a\0b"), "customer_id", "a character that no id can have"),
+        ("/api/customers/Zo%EB/heart-rate", "customer_id", "not UTF-8"),
+        ("/api/customers?after=Zo%EB", "after", "not UTF-8"),
         (path_of("fast", f"{hours}&step=raw"), "step", "more than 5,000 beats"),
     ):
         got = ask(worker, path)
@@ -203,8 +205,17 @@ def test_what_is_wrong_is_said(worker: Worker, store: Callable[..., None]) -> No
             got = ask(worker, path.format(customer_id="fast"), Authorization=wrong)
             assert got.status == 401, path
             assert b"fast" not in got.body
-    assert ask(worker, "/api/customers", method="DELETE").status == 405
-    assert ask(worker, "/api/nothing").status == 404
+    for method, path, status in (
+        ("DELETE", "/api/customers", 405),
+        ("GET", "/api/nothing", 404),
+        ("GET", "/api/", 404),
+        ("POST", path_of("fast"), 405),
+    ):
+        got = ask(worker, path, method)
+        assert (got.status, got.json["status"]) == (status, status), path
+        assert got.headers["Content-Type"] == "application/problem+json"
+        assert (got.headers["Allow"] == "GET,HEAD") is (status == 405)
+    assert ask(worker, "/nothing").headers["Content-Type"].startswith("text/plain")
 
 
 def test_without_a_token_only_this_machine_is_answered(
@@ -235,6 +246,36 @@ def test_an_outage_and_a_crowd_are_told_and_over_soon(
         assert {each.headers["Retry-After"] for each in got} == {"2"}
         blocking.rollback()
     assert ask(worker, path_of("a")).status == 200
+
+
+def test_the_last_instant_and_every_offset_are_understood(worker: Worker) -> None:
+    last = "?from=9999-12-31T00:00:00Z&to=9999-12-31T23:59:59Z"
+    for query in (last, *(f"{last}&step={step}" for step in ("minute", "hour", "day"))):
+        got = ask(worker, path_of("a", query))
+        assert (got.status, got.json["points"]) == (200, []), got.body
+    for offset in ("+0100", "%2B0100", "+01:00", "%2B01:00"):
+        query = f"?from=2026-01-01T01:00:00{offset}&to=2026-01-01T00:30:00Z"
+        assert ask(worker, path_of("a", query)).json["from"] == "2026-01-01T00:00:00Z"
+
+
+def test_connections_that_were_cut_are_no_outage(
+    worker: Worker, engine: Engine, store: Callable[..., None]
+) -> None:
+    """As by a restart of PostgreSQL, or by whatever forgets idle connections."""
+    store("a", 10)
+    paths = (path_of("a"), "/api/customers", "/live/customer?id=a")
+    for path in (*paths, "/stats/"):
+        with ThreadPoolExecutor(4) as pool:  # so that each connection is there
+            assert {each.status for each in pool.map(ask, [worker] * 8, [path] * 8)}
+        with engine.begin() as connection:
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid != pg_backend_pid()"
+                    " AND application_name LIKE 'heartbeat_app %'"
+                )
+            )
+        assert ask(worker, path).status == 200, path
 
 
 OLD = datetime(2026, 1, 1, 12, 30, tzinfo=UTC)

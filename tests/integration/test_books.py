@@ -16,7 +16,7 @@ from heartbeat_app.storage.books import Rows, read_books
 from heartbeat_app.storage.replay import replay
 from heartbeat_app.storage.writer import Written
 from tests.booked import NOW, RULES, Shelf, execute, record
-from tests.servers import PROJECT, engine_of
+from tests.servers import PROJECT, engine_of, run
 
 pytestmark = pytest.mark.integration
 
@@ -69,6 +69,17 @@ def test_books_tell_what_was_consumed(engine: Engine, shelf: Shelf) -> None:
     assert books.total.consumed == 11
     assert books.rows == Rows(6, 0)
     assert books.problems == []
+
+
+def test_a_topics_name_moves_no_terminal(
+    engine: Engine, environ: dict[str, str]
+) -> None:
+    """Kafka takes no such name; whoever may write into the ledger does."""
+    Shelf(engine, topic="evil\x1b[2J\x9b1A\r\u202e").book(*seconds(1))
+    away = {**environ, "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1"}
+    printed = run(away, "heartbeat_app", "books", status=1)
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert r"evil\x1b[2J\x9b1A\r\u202e" in printed
 
 
 # One thing wrong at a time, and the words that name it.

@@ -30,6 +30,7 @@ LAYERS = (
         "watchdog",
         "maintenance",
         "access",
+        "connections",
         "live",
     ),
     ("metrics",),
@@ -37,9 +38,10 @@ LAYERS = (
 )
 EDGE = len(LAYERS)
 
-# validation and excerpts need models, and batches both; no parts of any other layer are
-# neighbours.
+# validation and excerpts need models, and batches both; connections knows which pages
+# are open. No parts of any other layer are neighbours.
 NEIGHBOURS = {
+    ("connections", "access"),
     ("validation", "models"),
     ("batches", "models"),
     ("batches", "validation"),

@@ -22,7 +22,7 @@ from heartbeat_app.storage.rollup import Backlog
 from heartbeat_app.storage.writer import Written
 from heartbeat_app.validation import Reason
 from heartbeat_app.watchdog import Health
-from tests.counted import BATCH, HEALTH, metrics
+from tests.counted import BATCH, HEALTH, POLICIES, metrics
 from tests.servers import PROJECT
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
@@ -146,7 +146,7 @@ def test_retries_have_few_causes(error: Exception, cause: str) -> None:
 
 def test_every_counter_is_there_before_it_counts() -> None:
     """Prometheus sees no increase in what is 4 when it appears."""
-    found = Metrics(lambda: HEALTH, lambda: None, dict)
+    found = Metrics(lambda: HEALTH, lambda: None, lambda: POLICIES)
     before = series(found)
     assert {value for name, value in before.items() if "_total{" in name} == {"0.0"}
     counted = metrics()

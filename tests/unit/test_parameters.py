@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from heartbeat_app.storage.history import STEPS
+from heartbeat_app.storage.marks import day_span
+from heartbeat_app.storage.spans import widen
 from heartbeat_app.web.parameters import (
     DEFAULT_PAGE,
     MAX_PAGE,
     BadParameterError,
     Parameters,
+    check_encoding,
     customer_id,
     preferred,
 )
@@ -41,6 +45,9 @@ def test_what_is_not_given_has_a_default() -> None:
         "2026-01-01T13:00:00+01:00",
         "2026-01-01T13:00:00 01:00",  # a plus sign that was not written as %2B
         "2026-01-01T12:00:00.000000Z",
+        "2026-01-01T13:00:00+0100",
+        "2026-01-01T13:00:00 0100",
+        "2026-01-01T11:00:00.0-0100",
     ],
 )
 def test_an_instant_may_be_written_in_many_ways(written: str) -> None:
@@ -54,7 +61,7 @@ def test_an_instant_may_be_written_in_many_ways(written: str) -> None:
         ("from", "2026-01-01T12:00:00", "no instant such as"),
         ("from", "2026-13-01T12:00:00Z", "no instant such as"),
         ("from", "1999-12-31T23:59:59Z", "before 2000"),
-        ("to", "9999-12-31T00:00:01Z", "after 9999"),
+        ("to", "9999-12-31T23:59:59-00:01", "after 9999"),
         ("from", "2026-01-03T00:00:00Z", "does not lie before `to`"),
         ("from", "2026-01-02T12:00:00Z", "does not lie before `to`"),
         ("step", "week", "allowed is one of raw, minute, hour, day"),
@@ -66,6 +73,37 @@ def test_a_wrong_span_is_told(parameter: str, value: str, words: str) -> None:
     with pytest.raises(BadParameterError, match=words) as caught:
         parameters.span(NOW)
     assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize("end", ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999Z"])
+def test_the_last_second_has_an_end(end: str) -> None:
+    parameters = given(from_="9999-12-31T23:00:00Z", to=end)
+    since, until, _ = parameters.span(NOW)
+    for step in STEPS.values():
+        begin, after = widen(since, until, step)
+        assert begin <= since < until <= after
+    assert day_span(date.max)[1] >= until
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "parameter"),
+    [
+        ("/api/customers/Zo%EB/heart-rate", "", "customer_id"),
+        ("/api/customers/%C3/heart-rate", "", "customer_id"),
+        ("/api/customers/%ED%A0%80/heart-rate", "", "customer_id"),
+        ("/api/customers", "limit=3&after=Zo%EB", "after"),
+        ("/api/customers", "%FF", "\ufffd"),
+    ],
+)
+def test_what_is_escaped_is_utf8(path: str, query: str, parameter: str) -> None:
+    with pytest.raises(BadParameterError, match="not UTF-8") as caught:
+        check_encoding(path, query)
+    assert caught.value.parameter == parameter
+
+
+@pytest.mark.parametrize("id", ["Zo%C3%AB", "Zo%25EB", "100%", "%zz", "Zoë", "a%00b"])
+def test_what_is_utf8_may_be_escaped(id: str) -> None:
+    check_encoding(f"/api/customers/{id}/heart-rate", f"after={id}&x")
 
 
 def test_no_span_is_longer_than_its_points() -> None:

@@ -13,8 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heartbeat_app import report
+from heartbeat_app.exceptions import CommandError, ConfigurationError, printable
+from heartbeat_app.progress import ProgressDisplay
 from heartbeat_app.recordings import BadLine
 from heartbeat_app.sending import Tally
+from heartbeat_app.storage import errors
 from heartbeat_app.storage.dead_letters import Contents, Letter
 from heartbeat_app.storage.replay import Replayed
 
@@ -132,3 +135,27 @@ def test_says_what_a_replay_did() -> None:
     )
     assert report.replayed(result, dry_run=True).endswith("Nothing was changed.")
     assert report.replayed(Replayed(), dry_run=False) == "There is nothing to replay."
+
+
+ESCAPE = "beats\x1b[2J\x1b]0;x\x07\x9b1A\u202e\rb"
+
+
+@given(st.text())
+def test_what_is_printed_moves_no_terminal(text: str) -> None:
+    shown = printable(text)
+    assert all(line.isprintable() for line in shown.split("\n"))
+    assert shown.count("\n") == text.count("\n")
+    assert printable(shown) == shown
+    if text.replace("\n", "").isprintable():
+        assert shown == text
+
+
+def test_an_error_moves_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (CommandError(ESCAPE), ConfigurationError(ESCAPE)):
+        error.show()
+    assert errors.words(ValueError(ESCAPE)).isprintable()
+    display = ProgressDisplay("Sending")
+    display.tell(ESCAPE)
+    printed = capsys.readouterr().err
+    assert all(line.isprintable() for line in printed.split("\n"))
+    assert printed.count(r"beats\x1b[2J") == 3
