@@ -77,7 +77,7 @@ PRINTED = {
 # How the others end.
 ENDED = {
     "model nobody": (2, "There is no model 'nobody'; `heartbeat_app models` lists"),
-    "completion tcsh": (2, "Invalid value for '[SHELL]'"),
+    "completion tcsh": (2, "Invalid value for 'SHELL'"),
     "livecheck": (2, "is not associated with LiveCheck"),
     "worker": (1, "POSTGRESQL_USERNAME is not set"),
     "books": (1, "POSTGRESQL_PASSWORD is not set"),
