@@ -54,6 +54,7 @@ MODULES = [
     "heartbeat_app.agents",
     "heartbeat_app.timers",
     "heartbeat_app.commands",
+    "heartbeat_app.faust_commands",
     "heartbeat_app.web.views",
     "heartbeat_app.web.live",
     "heartbeat_app.web.api",
@@ -294,4 +295,5 @@ logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
 if "FAUST_LOOP" not in os.environ:
     mode.loop.use("uvloop")
 
-app = HeartbeatApp(load_settings())
+# What needs no database, such as `send`, needs no settings of it.
+app = HeartbeatApp(load_settings(database=False))

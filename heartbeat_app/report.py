@@ -32,7 +32,7 @@ BYTES_A_LINE = 16
 
 def sending(tally: Tally) -> str:
     """How far it is."""
-    words = f"{tally.acknowledged:,} beats acknowledged"
+    words = f"{_beats(tally.acknowledged)} acknowledged"
     if tally.bad_lines:
         words += f", {_lines(tally.bad_lines)} passed over"
     if tally.trouble:
@@ -63,14 +63,15 @@ def sending_problem(tally: Tally) -> str | None:
             f"{error} ({count:,})" for error, count in tally.failed.most_common()
         )
         problems.append(
-            f"{_beats(tally.failed.total())} of {tally.sent:,} were not acknowledged: "
-            f"{kinds}. Sending all again stores nothing twice."
+            f"{_beats(tally.failed.total())} of {tally.sent:,} "
+            f"{_was(tally.failed.total())} not acknowledged: {kinds}. "
+            "Sending all again stores nothing twice."
         )
     if tally.stopped_at is not None:
         problems.append(
             f"{tally.stopped_at}\nStopped there; {_beats(tally.acknowledged)} before "
-            "it were acknowledged. Mend the line and send all again, which stores "
-            "nothing twice; or pass over bad lines with --skip-bad."
+            f"it {_was(tally.acknowledged)} acknowledged. Mend the line and send all "
+            "again, which stores nothing twice; or pass over bad lines with --skip-bad."
         )
     return "\n".join(problems) or None
 
@@ -91,6 +92,10 @@ def exported(result: Exported, path: str) -> str:
 
 def _beats(number: int) -> str:
     return _many(number, "beat")
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _lines(number: int) -> str:
@@ -571,6 +576,13 @@ def _bytes_json(value: bytes | None) -> object:
 
 
 # Forms
+
+
+def table(rows: Sequence[Sequence[str]], *, as_json: bool) -> str:
+    """A table whose first row has the names of its columns."""
+    if as_json:
+        return _json([dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
+    return _columns(rows)
 
 
 def _many(number: int, noun: str) -> str:

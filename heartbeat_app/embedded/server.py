@@ -25,6 +25,7 @@ from heartbeat_app.embedded.processes import (
     read_own_process,
     run_to_end,
     send_signal,
+    signals_held,
     tree_of,
     write_own_process,
 )
@@ -267,7 +268,7 @@ class EmbeddedServer(ABC):
         identity: dict[str, Any] = (
             {"user": user.uid, "group": user.gid, "extra_groups": []} if user else {}
         )
-        with self.log_path.open("ab") as log:
+        with self.log_path.open("ab") as log, signals_held():
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
@@ -284,7 +285,7 @@ class EmbeddedServer(ABC):
                 preexec_fn=die_with_parent(self._death_signal()),
                 **identity,
             )
-        write_own_process(self._pid_file, self._process.pid)
+            write_own_process(self._pid_file, self._process.pid)
 
     def _signal_tree(self, number: signal.Signals) -> None:
         if self._process is None or not self.is_running():
@@ -316,8 +317,7 @@ class EmbeddedServer(ABC):
             )
         lines.append(
             way_on
-            or "Mend what the log names and start again; if the data is beyond repair, "
-            "start anew with --fresh."
+            or "Mend what the log names and start again: what was kept is still there."
         )
         return EmbeddedServerError("\n".join(lines))
 

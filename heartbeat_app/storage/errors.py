@@ -14,6 +14,11 @@ from heartbeat_app.storage.sessions import SessionError
 CHECK_VIOLATION = "23514"
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
+UNDEFINED_TABLE = "42P01"
+DUPLICATE_TABLE = "42P07"
+INVALID_SCHEMA = "3F000"
+NOT_ALLOWED = "42501"
+READ_ONLY = "25006"
 
 
 def original(error: BaseException) -> BaseException:

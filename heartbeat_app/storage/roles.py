@@ -8,7 +8,7 @@ owner, who runs the migrations, may change or remove tables.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from psycopg2 import Error
@@ -101,7 +101,11 @@ IS_SUPERUSER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s AND rolsu
 MAY_CREATE_ROLES = (
     "SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user"
 )
-NOT_ALLOWED = "42501"  # SQLSTATE
+# SQLSTATEs
+NOT_ALLOWED = "42501"
+# "Tuple concurrently updated", and a role that another session has just made.
+CHANGED_MEANWHILE = {"XX000", "42710", "23505"}
+ATTEMPTS = 20  # each that fails means that another migration is done with the role
 
 
 def ensure_roles(connection: Connection, settings: Settings) -> None:
@@ -219,18 +223,18 @@ class _Roles:
             )
         # Only the verifier travels, so that no log of the server holds the password.
         verifier = encrypt_password(password, role, self._raw, "scram-sha-256")
-        verb = SQL("ALTER" if there else "CREATE")
-        wanted = [
-            SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-                verb, Identifier(role), Literal(verifier)
-            ),
-            *(
-                SQL("ALTER ROLE {} SET {} = {}").format(
+
+        def wanted() -> Iterator[Composable]:
+            yield SQL("{} ROLE {} LOGIN PASSWORD {}").format(
+                SQL("ALTER" if self.knows(role) else "CREATE"),
+                Identifier(role),
+                Literal(verifier),
+            )
+            for name, value in (defaults or {}).items():
+                yield SQL("ALTER ROLE {} SET {} = {}").format(
                     Identifier(role), Identifier(name), Literal(value)
                 )
-                for name, value in (defaults or {}).items()
-            ),
-        ]
+
         if not self._try(wanted):
             log.warning(
                 "The role %s was made by another owner: it gets what it needs in this "
@@ -240,18 +244,26 @@ class _Roles:
             )
         return True
 
-    def _try(self, statements: Sequence[Composable]) -> bool:
-        """Run them all or none; False where the owner may not."""
-        self._execute(SQL("SAVEPOINT roles"))
-        try:
-            for statement in statements:
-                self._execute(statement)
-        except Error as error:
-            if error.pgcode != NOT_ALLOWED:
-                raise
-            self._execute(SQL("ROLLBACK TO SAVEPOINT roles"))
-            return False
-        self._execute(SQL("RELEASE SAVEPOINT roles"))
+    def _try(self, statements: Callable[[], Iterable[Composable]]) -> bool:
+        """Run them all or none; False where the owner may not.
+
+        Roles are the server's: the migrations of its other databases may change the
+        same one at the same time, and then PostgreSQL lets one of them fail.
+        """
+        for attempts_left in reversed(range(ATTEMPTS)):
+            self._execute(SQL("SAVEPOINT roles"))
+            try:
+                for statement in statements():
+                    self._execute(statement)
+            except Error as error:
+                self._execute(SQL("ROLLBACK TO SAVEPOINT roles"))
+                if error.pgcode == NOT_ALLOWED:
+                    return False
+                if error.pgcode not in CHANGED_MEANWHILE or not attempts_left:
+                    raise
+                continue
+            self._execute(SQL("RELEASE SAVEPOINT roles"))
+            break
         return True
 
     def _execute(self, statement: Composable) -> None:

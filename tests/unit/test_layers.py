@@ -18,6 +18,7 @@ FOLDER = Path(heartbeat_app.__file__).parent
 # timers and what starts them.
 LAYERS = (
     ("exceptions",),
+    ("env_file", "output"),
     ("config",),
     ("models", "validation", "batches", "excerpts"),
     ("lane", "storage", "kafka", "embedded", "waiting", "policy"),
