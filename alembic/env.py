@@ -7,11 +7,14 @@ from logging.config import fileConfig
 
 from alembic import command, context
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, create_engine, pool
+from alembic.util import CommandError
+from sqlalchemy import Connection, pool
 
 from heartbeat_app.config import load_settings
+from heartbeat_app.exceptions import HeartbeatError
 from heartbeat_app.storage import comments
-from heartbeat_app.storage.engine import database_url
+from heartbeat_app.storage.engine import database_url, make_migration_engine
+from heartbeat_app.storage.migrating import explained, take_turn
 from heartbeat_app.storage.retention import Kept
 from heartbeat_app.storage.roles import ensure_roles, forget_roles
 from heartbeat_app.storage.tables import metadata
@@ -34,17 +37,19 @@ def run_migrations_offline() -> None:
         literal_binds=True,
     )
     with context.begin_transaction():
+        # Whoever runs the script may have other defaults.
+        context.execute("SET LOCAL standard_conforming_strings = on")
+        context.execute("SET LOCAL search_path = public")
         context.run_migrations()
 
 
 def run_migrations_online() -> None:
-    """Run the migrations, all in one transaction."""
-    engine = create_engine(
-        database_url(load_settings().owner),
-        poolclass=pool.NullPool,
-        hide_parameters=True,
-    )
-    with engine.connect() as connection:
+    """Run the migrations, all in one transaction, and one after the other."""
+    settings = load_settings().owner
+    engine = make_migration_engine(settings, poolclass=pool.NullPool)
+    with explained(settings), engine.connect() as connection:
+        if running() in {command.upgrade, command.downgrade, command.stamp}:
+            take_turn(connection)
         context.configure(
             connection=connection,
             target_metadata=metadata,
@@ -59,23 +64,32 @@ def run_migrations_online() -> None:
         with context.begin_transaction():
             context.run_migrations()
             settings_follow(connection)
+        connection.commit()  # what began with the turn is not Alembic's to end
     engine.dispose()
+
+
+def running() -> object:
+    """The function of `alembic.command` that runs; None where that is not known."""
+    found, *_ = getattr(context.config.cmd_opts, "cmd", (None,))
+    return found
 
 
 def settings_follow(connection: Connection) -> None:
     """After each `alembic upgrade` roles, retention, comments are as they should be."""
-    running, *_ = getattr(context.config.cmd_opts, "cmd", (None,))
     heads = set(context.get_context().get_current_heads())
-    if running is command.upgrade:
+    if running() is command.upgrade:
         if heads == set(ScriptDirectory.from_config(context.config).get_heads()):
             ensure_roles(connection, load_settings())
             Kept.of(load_settings()).write(connection)
             comments.write(connection)
-    elif running is command.downgrade and not heads:
+    elif running() is command.downgrade and not heads:
         forget_roles(connection, load_settings())
 
 
-if context.is_offline_mode():
-    run_migrations_offline()
-else:
-    run_migrations_online()
+try:
+    if context.is_offline_mode():
+        run_migrations_offline()
+    else:
+        run_migrations_online()
+except HeartbeatError as error:
+    raise CommandError(str(error)) from error  # printed without a trace

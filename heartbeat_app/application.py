@@ -10,7 +10,9 @@ import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from typing import NoReturn
 
+import click
 import faust
 import mode.loop
 from confluent_kafka import KafkaException
@@ -18,6 +20,7 @@ from faust.types import TP
 from faust.types.auth import CredentialsT
 from faust.types.web import Web
 from mode import ServiceT
+from sqlalchemy.exc import SQLAlchemyError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -37,6 +40,7 @@ from heartbeat_app.lane import Lane, LaneApp
 from heartbeat_app.live.feed import Feed
 from heartbeat_app.maintenance import Maintenance
 from heartbeat_app.metrics import Metrics
+from heartbeat_app.storage import errors
 from heartbeat_app.storage.engine import Uses, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.questions import Questions
@@ -50,6 +54,7 @@ MODULES = [
     "heartbeat_app.agents",
     "heartbeat_app.timers",
     "heartbeat_app.commands",
+    "heartbeat_app.faust_commands",
     "heartbeat_app.web.views",
     "heartbeat_app.web.live",
     "heartbeat_app.web.api",
@@ -101,6 +106,7 @@ class HeartbeatApp(LaneApp):
             ],
             broker_credentials=credentials(settings),
             autodiscover=MODULES,
+            Worker=HeartbeatWorker,
             origin="heartbeat_app",
             topic_disable_leader=False,
             producer_linger=0.005,
@@ -217,6 +223,25 @@ class HeartbeatApp(LaneApp):
         )
 
 
+class HeartbeatWorker(faust.Worker):
+    """Faust's worker, which does not start behind a pooler that shares sessions."""
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Run until the end, or say in a sentence why not.
+
+        A database that does not answer yet is waited for, later.
+        """
+        assert isinstance(self.app, HeartbeatApp)
+        try:
+            with self.app.reads.connect():
+                pass
+        except SQLAlchemyError as error:
+            if errors.is_poolers(error):
+                click.echo(f"Error: {errors.words(error)}", err=True)
+                raise SystemExit(1) from None
+        super().execute_from_commandline()
+
+
 def credentials(settings: Settings) -> CredentialsT | None:
     """Faust's form of the Kafka security settings.
 
@@ -270,4 +295,5 @@ logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
 if "FAUST_LOOP" not in os.environ:
     mode.loop.use("uvloop")
 
-app = HeartbeatApp(load_settings())
+# What needs no database, such as `send`, needs no settings of it.
+app = HeartbeatApp(load_settings(database=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from heartbeat_app.deep import DeepAudit
 from heartbeat_app.kafka import LogRange, TopicLog
 from heartbeat_app.storage.books import Books, PartitionBooks
 
@@ -66,6 +67,7 @@ class Audit:
         problems: What does not add up: the books do not balance.
         warnings: What adds up and is bad all the same.
         complete: Whether Kafka could be asked.
+        deep: What came of Kafka's records, if they were compared.
     """
 
     books: Books
@@ -73,6 +75,7 @@ class Audit:
     problems: Sequence[str]
     warnings: Sequence[str]
     complete: bool
+    deep: DeepAudit | None = None
 
     @property
     def lag(self) -> int | None:
@@ -89,6 +92,7 @@ def audit(
     *,
     before: Mapping[str, TopicLog] | None = None,
     faults: Iterable[object] = (),
+    deep: DeepAudit | None = None,
 ) -> Audit:
     """Hold the books against the logs.
 
@@ -100,14 +104,20 @@ def audit(
         before: The same, looked up before the books were read: then what a worker
             stores meanwhile is no lag.
         faults: What of the topic's settings does not suit.
+        deep: What came of Kafka's records, if they were compared.
     """
     lines = list(_lines(books, topic, logs or {}, before or {}))
     return Audit(
         books,
         lines,
-        problems=[*books.problems, *_problems(lines, logs or {})],
+        problems=[
+            *books.problems,
+            *_problems(lines, logs or {}),
+            *(deep.problems(books.rows) if deep else ()),
+        ],
         warnings=[*map(str, faults), *_warnings(lines, topic, logs)],
         complete=logs is not None,
+        deep=deep,
     )
 
 

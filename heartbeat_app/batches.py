@@ -112,7 +112,12 @@ class Batch:
             *(source.offset for source in self.sources),
             *(each.record.offset for each in self.refused),
         ]
-        end = sorted(offsets)[records]
+        return self.before(sorted(offsets)[records])
+
+    def before(self, end: int) -> Batch:
+        """The part of the batch up to, not including, that offset (> asked)."""
+        if end >= self.position:
+            return self
         keep = sum(source.offset < end for source in self.sources)
         return replace(
             self,

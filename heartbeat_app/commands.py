@@ -18,18 +18,21 @@ from typing import Any, BinaryIO
 
 import click
 import msgspec
+from aiokafka.errors import KafkaError
 
 # The whole group: Faust's own commands must be there before ours, since its `send`
 # (to any topic or agent) gives way to the one below.
 from faust.cli.base import State
 from faust.cli.faust import cli
+from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from heartbeat_app import report
-from heartbeat_app.application import app
+from heartbeat_app.application import app, credentials
 from heartbeat_app.audit import audit
 from heartbeat_app.config import Settings
+from heartbeat_app.deep import Comparer, DeepAudit
 from heartbeat_app.exceptions import CommandError, printable
 from heartbeat_app.exporting import (
     CSV,
@@ -40,14 +43,17 @@ from heartbeat_app.exporting import (
     whole_file,
 )
 from heartbeat_app.kafka import Admin, explained
+from heartbeat_app.log_reader import LogReader
 from heartbeat_app.models import why_no_customer_id
+from heartbeat_app.output import say
 from heartbeat_app.policy import Fault
 from heartbeat_app.progress import ProgressDisplay
 from heartbeat_app.recordings import read
 from heartbeat_app.sending import Sender, Tally, paced
 from heartbeat_app.stopping import StopSignals
 from heartbeat_app.storage import dead_letters, errors
-from heartbeat_app.storage.books import read_books
+from heartbeat_app.storage.books import PartitionBooks, read_books
+from heartbeat_app.storage.compare import Lookup
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.storage.erase import Erasure, erase
 from heartbeat_app.storage.extract import Page, read_pages
@@ -55,10 +61,6 @@ from heartbeat_app.storage.partitions import read_partitions
 from heartbeat_app.storage.replay import Replayed, replay
 from heartbeat_app.topics import find_faults
 from heartbeat_app.validation import Reason, Rules
-
-# SQLSTATEs
-UNDEFINED_TABLE = "42P01"
-NOT_ALLOWED = "42501"
 
 
 class CustomerId(click.ParamType):
@@ -108,6 +110,7 @@ def demo(ctx: click.Context, seconds: float | None, fresh: bool, yes: bool) -> N
     """
     from heartbeat_app.demo import run_demo  # needs the extra `embedded`
 
+    app.settings.require_database()
     ctx.exit(run_demo(app.settings, seconds=seconds, fresh=fresh, yes=yes))
 
 
@@ -199,10 +202,16 @@ def send(
         for recording in recordings:
             stack.callback(recording.close)  # before its file
         tally = sender.send(paced(recordings, speed))
-    _say(report.sent(tally, topic))
+    problem = report.sending_problem(tally)
+    try:
+        say(report.sent(tally, topic), done=True)
+    except (CommandError, BrokenPipeError):
+        if problem:
+            click.echo(printable(problem), err=True)
+        raise
     if tally.stopped_by is not None:
         ctx.exit(128 + tally.stopped_by)
-    if problem := report.sending_problem(tally):
+    if problem:
         raise CommandError(problem)
 
 
@@ -225,7 +234,8 @@ def _bytes_of(files: tuple[str, ...]) -> int | None:
 @click.option(
     "--deep",
     is_flag=True,
-    help="Also count the rows and compare the roll-ups; reads them all.",
+    help="Also count the rows, compare the roll-ups, and hold every record that Kafka "
+    "still has against the tables; reads them all.",
 )
 @click.pass_context
 def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
@@ -249,21 +259,60 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             faults = (find_faults(admin, topic) or []) if topic in before else []
     except CommandError as error:
         trouble = error.message
-    with _database("books") as engine:
-        found = read_books(engine, deep=deep)
+    compared: DeepAudit | None = None
+    with (
+        _database("books") as engine,
+        ProgressDisplay("Comparing with Kafka", quiet=_quiet(ctx)) as display,
+    ):
+
+        def compare(snapshot: str, ledger: Sequence[PartitionBooks]) -> None:
+            nonlocal compared, trouble
+            if trouble is not None:
+                return
+            try:
+                with explained(settings, admin), LogReader(connection()) as reader:
+                    comparer = Comparer(
+                        reader,
+                        admin.topic_logs,
+                        lambda done, total: display.show(
+                            done, total, f"{done:,} of {total:,} offsets"
+                        ),
+                    )
+                    comparer.run(Lookup(engine, snapshot), ledger)
+                    compared = comparer.result
+            except KafkaError as error:
+                trouble = (
+                    f"Kafka at {settings.kafka_bootstrap_servers} could not be read: "
+                    f"{type(error).__name__}: {error}. Try again."
+                )
+            except CommandError as error:
+                trouble = error.message
+
+        def connection() -> dict[str, Any]:
+            servers = settings.kafka_bootstrap_servers.split(",")
+            login = credentials_to_aiokafka_auth(credentials(settings))
+            return {"bootstrap_servers": servers, **login}
+
+        try:
+            found = read_books(engine, deep=deep, compare=compare)
+        except KeyboardInterrupt:
+            click.echo(
+                "Stopped before all was compared; nothing was changed.", err=True
+            )
+            ctx.exit(128 + signal.SIGINT)
     if before is not None:
         try:
             with explained(settings, admin):
                 logs = admin.topic_logs({topic, *(p.topic for p in found.partitions)})
         except CommandError as error:
             trouble = error.message
-    result = audit(found, topic, logs, before=before, faults=faults)
+    result = audit(found, topic, logs, before=before, faults=faults, deep=compared)
     if _wants_json(ctx, as_json):
-        _say(report.books_json(result, trouble))
-        ctx.exit(0 if result.complete and not result.problems else 1)
-    _say(report.books_table(result))
+        say(report.books_json(result, trouble))
+        ctx.exit(1 if trouble or result.problems else 0)
+    say(report.books_table(result))
     for warning in result.warnings:
-        _say(f"Warning: {warning}", err=True)
+        click.echo(printable(f"Warning: {warning}"), err=True)
     if result.problems:
         raise CommandError(report.imbalance(result, trouble))
     if trouble:
@@ -271,7 +320,7 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
             f"{trouble}\nThe books balance in PostgreSQL; what Kafka holds was not "
             "checked."
         )
-    _say(report.balance(result))
+    say(report.balance(result))
 
 
 @cli.command()
@@ -286,9 +335,9 @@ def partitions(ctx: click.Context, as_json: bool) -> None:
     with _database("partitions") as engine:
         found = read_partitions(engine)
     if _wants_json(ctx, as_json):
-        _say(report.partitions_json(found))
+        say(report.partitions_json(found))
     else:
-        _say(report.partitions_table(found))
+        say(report.partitions_table(found))
 
 
 @cli.group("dead-letters")
@@ -320,9 +369,9 @@ def list_letters(
         counts = dead_letters.count_by_reason(engine)
         letters = dead_letters.list_letters(engine, reason=wanted, limit=limit)
     if _wants_json(ctx, as_json):
-        _say(report.letters_json(letters, counts))
+        say(report.letters_json(letters, counts))
     else:
-        _say(report.letters_table(letters, counts))
+        say(report.letters_table(letters, counts))
 
 
 @dead_letters_group.command("show")
@@ -336,9 +385,9 @@ def show_letter(ctx: click.Context, letter_id: int, as_json: bool) -> None:
     if found is None:
         raise CommandError(f"There is no dead letter {letter_id}.")
     if _wants_json(ctx, as_json):
-        _say(report.letter_json(*found))
+        say(report.letter_json(*found))
     else:
-        _say(report.letter_text(*found))
+        say(report.letter_text(*found))
 
 
 @dead_letters_group.command("replay")
@@ -375,7 +424,7 @@ def replay_letters(ctx: click.Context, reason: str | None, dry_run: bool) -> Non
             dry_run=dry_run,
             progress=progress,
         )
-    _say(report.replayed(result, dry_run=dry_run))
+    say(report.replayed(result, dry_run=dry_run), done=True)
 
 
 @cli.command("erase")
@@ -416,11 +465,10 @@ def erase_customer(ctx: click.Context, customer: str, yes: bool) -> None:
         try:
             result = erase(engine, customer, progress, go_on)
         except KeyboardInterrupt:
-            _say(report.erasure_stopped(noted=noted), err=True)
+            click.echo(printable(report.erasure_stopped(noted=noted)), err=True)
             ctx.exit(128 + (stop.signal or signal.SIGINT))
-    _say(report.erased(result))
-    _say(_still_in_kafka())
-    _say(report.ERASE_ELSEWHERE)
+    words = [report.erased(result), _still_in_kafka(), report.ERASE_ELSEWHERE]
+    say("\n".join(words), done=True)
 
 
 def _still_in_kafka() -> str:
@@ -497,6 +545,10 @@ def export_beats(
     - is standard output. FILE has its name only when it is complete. A worker may run
     meanwhile.
     """
+    if since is not None and until is not None and since >= until:
+        raise click.UsageError(
+            f"--from {since.isoformat()} does not lie before --to {until.isoformat()}."
+        )
     to_stream = path == "-"
     format = format or (PARQUET if path.endswith(".parquet") else CSV)
     with (
@@ -513,7 +565,11 @@ def export_beats(
             format,
             progress,
         )
-    _say(report.exported(result, click.format_filename(path)), err=to_stream)
+    words = report.exported(result, click.format_filename(path))
+    if to_stream:
+        click.echo(printable(words), err=True)
+    else:
+        say(words, done=True)
     if result.stopped_by is not None:
         ctx.exit(128 + result.stopped_by)
 
@@ -522,6 +578,7 @@ def export_beats(
 def _database(command: str, settings: Settings | None = None) -> Iterator[Engine]:
     """An engine for one command; what goes wrong becomes a `CommandError`."""
     settings = settings or app.settings
+    settings.require_database()
     engine = make_engine(
         settings, application_name=f"heartbeat_app {command}", pool_size=2
     )
@@ -534,27 +591,29 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
     except DBAPIError as error:
         # The first line; what follows is our own statement.
         words = str(errors.original(error)).strip().partition("\n")[0]
-        if errors.sqlstate(error) == UNDEFINED_TABLE:
+        if errors.sqlstate(error) == errors.UNDEFINED_TABLE:
             raise CommandError(
                 f"{where}, has not the tables of this version: {words}\n"
                 "Run `alembic upgrade head`."
             ) from error
-        if errors.sqlstate(error) == NOT_ALLOWED:
+        if errors.sqlstate(error) == errors.NOT_ALLOWED:
             raise CommandError(
                 f"{where}, does not let {settings.postgresql_username} do that: {words}"
                 "\nSet POSTGRESQL_OWNER_USERNAME and POSTGRESQL_OWNER_PASSWORD to the "
                 "owner of the tables."
             ) from error
+        if errors.sqlstate(error) == errors.READ_ONLY:
+            raise CommandError(
+                f"{where}, takes no writes: default_transaction_read_only is on, or it "
+                "is a standby."
+            ) from error
+        if errors.is_poolers(error):
+            raise CommandError(words) from error
         if isinstance(error, OperationalError):
             raise CommandError(f"{where}, does not answer: {words}") from error
         raise CommandError(f"{where}: {words}") from error
     finally:
         engine.dispose()
-
-
-def _say(text: str, *, err: bool = False) -> None:
-    """Print it; names that came from elsewhere cannot move the terminal."""
-    click.echo(printable(text), err=err)
 
 
 def _state(ctx: click.Context) -> State:

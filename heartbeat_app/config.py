@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-
+from heartbeat_app.env_file import read_env_file
 from heartbeat_app.exceptions import ConfigurationError
 
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
@@ -27,6 +26,11 @@ def _text(value: str) -> str:
     if not value:
         raise _Invalid("a text that is not empty")
     return value
+
+
+def _password(value: str) -> str:
+    """As it is: a password may begin or end with a blank."""
+    return _text(value)
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -77,12 +81,18 @@ def _topic(longest: int) -> Callable[[str], str]:
     return parse
 
 
+_SERVER = re.compile(r"(?:kafka://)?((?:[\w.-]+|\[[0-9A-Fa-f:.]+(?:%\w+)?\]):([0-9]+))")
+
+
 def _servers(value: str) -> str:
-    for server in value.split(","):
-        host, _, port = server.strip().rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
-            raise _Invalid("host:port, several separated by commas")
-    return ",".join(server.strip() for server in value.split(","))
+    """As `host:port,…`; Faust's own notation, kafka://host:port;…, means the same."""
+    found = [_SERVER.fullmatch(each.strip()) for each in re.split("[,;]", value)]
+    servers = [each[1] for each in found if each and 0 < int(each[2]) < 65536]
+    if len(servers) < len(found):
+        raise _Invalid(
+            "host:port or kafka://host:port, several separated by commas or semicolons"
+        )
+    return ",".join(servers)
 
 
 def _token(value: str) -> str:
@@ -93,7 +103,11 @@ def _token(value: str) -> str:
 
 
 def _file(value: str) -> str:
-    if not Path(value).is_file():
+    try:
+        readable = Path(value).is_file() and os.access(value, os.R_OK)
+    except OSError:  # a folder on the way is closed, a name too long
+        readable = False
+    if not readable:
         raise _Invalid("the path of a readable file")
     return value
 
@@ -122,7 +136,7 @@ class Settings:
     postgresql_username: str = _setting(
         _text, "Role of the worker and the commands; it owns nothing."
     )
-    postgresql_password: str = _setting(_text, "That role's password.", secret=True)
+    postgresql_password: str = _setting(_password, "That role's password.", secret=True)
     postgresql_database: str = _setting(_text, "Name of the database.")
     postgresql_sslmode: str = _setting(
         _one_of(*SSL_MODES), "libpq's `sslmode`.", default="prefer"
@@ -134,10 +148,10 @@ class Settings:
         default=None,
     )
     postgresql_owner_password: str | None = _setting(
-        _text, "The owner's password.", default=None, secret=True
+        _password, "The owner's password.", default=None, secret=True
     )
     postgresql_reader_password: str | None = _setting(
-        _text,
+        _password,
         "Password for the SELECT-only role `heartbeat_reader` that `alembic upgrade` "
         "makes for Grafana; unset: no such role is made.",
         default=None,
@@ -160,7 +174,7 @@ class Settings:
         _text, "User, with a SASL protocol.", default=None
     )
     kafka_sasl_password: str | None = _setting(
-        _text, "Password, with a SASL protocol.", default=None, secret=True
+        _password, "Password, with a SASL protocol.", default=None, secret=True
     )
     kafka_ssl_cafile: str | None = _setting(
         _file,
@@ -262,6 +276,11 @@ class Settings:
             or self.postgresql_password,
         )
 
+    def require_database(self) -> None:
+        """Raises ConfigurationError where the database's settings are missing."""
+        if missing := [name for name in required() if not getattr(self, name.lower())]:
+            raise _wrong_settings(map(_not_set, missing))
+
 
 def variables() -> dict[str, dataclasses.Field[Any]]:
     """Every setting's field by the name of its environment variable."""
@@ -298,26 +317,39 @@ def _wrong_retention(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def load_settings(
-    environ: Mapping[str, str] | None = None, env_file: Path | None = None
+    environ: Mapping[str, str] | None = None,
+    env_file: Path | None = None,
+    *,
+    database: bool = True,
 ) -> Settings:
     """Read the settings; real variables win over the file's.
 
     Arguments:
         environ: Variables to read, the process's own unless given.
         env_file: `.env` in the working folder unless given; need not exist.
+        database: False: what connects to the database may be missing, and is then
+            empty; `Settings.require_database` asks for it.
 
     Raises:
-        ConfigurationError: A variable is missing or wrong; names every such one.
+        ConfigurationError: A variable is missing or wrong, or the file cannot be read;
+            names every such variable.
     """
-    found: dict[str, str | None] = dict(dotenv_values(env_file or Path(".env")))
-    found.update(os.environ if environ is None else environ)
+    real = os.environ if environ is None else environ
+    found = {**read_env_file(env_file or Path(".env"), real), **real}
     values: dict[str, Any] = {}
     wrong: list[str] = []
     for name, setting in variables().items():
-        value = (found.get(name) or "").strip()
-        if not value:
+        value = found.get(name, "")
+        if not value.strip():
             if setting.default is dataclasses.MISSING:
-                wrong.append(f"{name} is not set; set it in the environment or in .env")
+                values[setting.name] = ""
+                if database:
+                    wrong.append(_not_set(name))
+            continue
+        if setting.metadata["parse"] is not _password:
+            value = value.strip()
+        if re.search("[\x00\ud800-\udfff]", value):
+            wrong.append(f"{name} holds a NUL or a byte that is not UTF-8")
             continue
         try:
             values[setting.name] = setting.metadata["parse"](value)
@@ -340,5 +372,13 @@ def load_settings(
                 )
     wrong.extend(_wrong_retention(values))
     if wrong:
-        raise ConfigurationError("Wrong settings:\n  " + "\n  ".join(wrong))
+        raise _wrong_settings(wrong)
     return Settings(**values)
+
+
+def _not_set(name: str) -> str:
+    return f"{name} is not set; set it in the environment or in .env"
+
+
+def _wrong_settings(wrong: Iterable[str]) -> ConfigurationError:
+    return ConfigurationError("\n  ".join(["Wrong settings:", *wrong]))

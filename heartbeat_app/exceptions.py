@@ -6,6 +6,7 @@ password or a record's contents.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 
 import click
@@ -127,6 +128,23 @@ class DayGoneError(CommandError):
 
 class BooksError(StorageError):
     """A batch does not add up; its transaction was rolled back."""
+
+
+class NotErasedError(CommandError):
+    """Something of an erased customer is still there."""
+
+    def __init__(self, rows: Mapping[str, int], letters: Sequence[int]) -> None:
+        self.rows, self.letters = dict(rows), list(letters)
+        there = [f"{count:,} rows in {table}" for table, count in rows.items()]
+        if letters:
+            ids = ", ".join(map(str, letters[:20]))
+            more = ", …" if len(letters) > 20 else ""
+            there.append(f"{len(letters):,} dead letters (ids {ids}{more})")
+        super().__init__(
+            f"The customer is not erased: {' and '.join(there)} still name them. It "
+            "is not noted as finished. Run it again; if that does not help, look at "
+            "what is left, remove it as the owner of the tables, and report this."
+        )
 
 
 class EmbeddedServerError(HeartbeatError):

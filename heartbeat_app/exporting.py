@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from heartbeat_app.exceptions import CommandError
+from heartbeat_app.output import written
 from heartbeat_app.recordings import HEADER
 from heartbeat_app.stopping import StopSignals
 from heartbeat_app.storage.extract import Page, Row
@@ -113,23 +113,10 @@ def standard_output() -> Iterator[BinaryIO]:
     """Standard output, which has everything when the block ends without an exception.
 
     Raises:
-        CommandError: It cannot be written.
-        BrokenPipeError: Nobody reads it any more, which is for the caller's caller.
+        CommandError, BrokenPipeError: As by `written`.
     """
-    descriptor = sys.stdout.fileno()
-    try:
+    with written():
         yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
-        # What was not written would be tried, and told, once more as Python ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
-        raise CommandError(
-            f"Cannot write standard output: {error.strerror}."
-        ) from error
 
 
 def _refuse_existing(path: Path, replace: bool) -> None:

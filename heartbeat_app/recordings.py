@@ -19,6 +19,8 @@ from heartbeat_app.validation import EARLIEST, Refusal, Rules, check
 
 HEADER = ["customer_id", "timestamp", "heart_rate"]
 
+BYTE_ORDER_MARK = "\ufeff"
+
 # Any instant that a record can hold: what is too old to keep or too far ahead is for
 # the worker to decide, by its own clock and settings.
 ANY_TIME = Rules(earliest=EARLIEST, latest=datetime.max.replace(tzinfo=UTC))
@@ -119,10 +121,37 @@ def _read(
         raise _no_header(name, "it is empty")
 
 
+# How files begin that are often taken for recordings, and how to make one of them.
+NOT_YET_TEXT = (
+    (b"\x1f\x8b", "compressed by gzip; unpack it first: gzip -dc FILE"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd; unpack it first: zstd -dc FILE"),
+    (b"BZh", "compressed by bzip2; unpack it first: bzip2 -dc FILE"),
+    (b"\xfd7zXZ\x00", "compressed by xz; unpack it first: xz -dc FILE"),
+    (b"\x04\x22\x4d\x18", "compressed by lz4; unpack it first: lz4 -dc FILE"),
+    (b"PK\x03\x04", "a ZIP archive; unpack it first: unzip -p FILE"),
+    (b"\xff\xfe", "in UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 FILE"),
+    (b"\xfe\xff", "in UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 FILE"),
+    (b"c\x00", "in UTF-16; convert it first: iconv -f UTF-16LE -t UTF-8 FILE"),
+    (b"\x00c", "in UTF-16; convert it first: iconv -f UTF-16BE -t UTF-8 FILE"),
+)
+
+
 def _lines(text: io.TextIOWrapper, name: str) -> Iterator[str]:
+    """The lines of a file; a byte-order mark in front of a header is passed over."""
     number = 0
     while line := text.readline(MAX_LINE_CHARACTERS):
         number += 1
+        if number == 1:
+            begin = line.encode(errors="surrogateescape")
+            for magic, what in NOT_YET_TEXT:
+                if begin.startswith(magic):
+                    raise CommandError(
+                        f"{name} is {what} | heartbeat_app send -. A recording is CSV "
+                        "in UTF-8."
+                    )
+        elif line.startswith(BYTE_ORDER_MARK + HEADER[0]):
+            # Of the second file, where several were put one after the other.
+            line = line.removeprefix(BYTE_ORDER_MARK)
         if len(line) == MAX_LINE_CHARACTERS:
             raise CommandError(
                 f"{name}, line {number:,}, has {MAX_LINE_CHARACTERS:,} characters or "

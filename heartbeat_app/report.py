@@ -10,7 +10,9 @@ from datetime import date, datetime
 from typing import Any
 
 from heartbeat_app.audit import Audit, Line
+from heartbeat_app.deep import DeepAudit
 from heartbeat_app.exceptions import printable
+from heartbeat_app.excerpts import KEPT_BYTES
 from heartbeat_app.exporting import Exported
 from heartbeat_app.kafka import TopicLog
 from heartbeat_app.sending import Tally
@@ -30,7 +32,7 @@ BYTES_A_LINE = 16
 
 def sending(tally: Tally) -> str:
     """How far it is."""
-    words = f"{tally.acknowledged:,} beats acknowledged"
+    words = f"{_beats(tally.acknowledged)} acknowledged"
     if tally.bad_lines:
         words += f", {_lines(tally.bad_lines)} passed over"
     if tally.trouble:
@@ -61,14 +63,15 @@ def sending_problem(tally: Tally) -> str | None:
             f"{error} ({count:,})" for error, count in tally.failed.most_common()
         )
         problems.append(
-            f"{_beats(tally.failed.total())} of {tally.sent:,} were not acknowledged: "
-            f"{kinds}. Sending all again stores nothing twice."
+            f"{_beats(tally.failed.total())} of {tally.sent:,} "
+            f"{_was(tally.failed.total())} not acknowledged: {kinds}. "
+            "Sending all again stores nothing twice."
         )
     if tally.stopped_at is not None:
         problems.append(
             f"{tally.stopped_at}\nStopped there; {_beats(tally.acknowledged)} before "
-            "it were acknowledged. Mend the line and send all again, which stores "
-            "nothing twice; or pass over bad lines with --skip-bad."
+            f"it {_was(tally.acknowledged)} acknowledged. Mend the line and send all "
+            "again, which stores nothing twice; or pass over bad lines with --skip-bad."
         )
     return "\n".join(problems) or None
 
@@ -89,6 +92,10 @@ def exported(result: Exported, path: str) -> str:
 
 def _beats(number: int) -> str:
     return _many(number, "beat")
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
 
 
 def _lines(number: int) -> str:
@@ -127,14 +134,30 @@ def erased(result: Erasure) -> str:
         f"{result.id} in erased_customers, without the name."
     )
     if result.elsewhere:
-        ids = ", ".join(str(each) for each in result.elsewhere[:20])
-        more = ", …" if len(result.elsewhere) > 20 else ""
         words += (
-            f"\n{_many(len(result.elsewhere), 'dead letter')} may name the customer "
-            "in a text that is no customer_id; look at them with `heartbeat_app "
-            f"dead-letters show ID`: {ids}{more}"
+            f"\n{_many(len(result.elsewhere), 'dead letter')} may name the customer; "
+            "look at them with `heartbeat_app dead-letters show ID`: "
+            f"{_ids(result.elsewhere)}"
+        )
+    if result.unreadable:
+        words += (
+            f"\n{_many(len(result.unreadable), 'dead letter')} cannot be looked into "
+            "(compressed, encrypted, UTF-16, another binary form, or only a part was "
+            f"kept), and may name the customer: {_ids(result.unreadable)}"
+        )
+    if result.shares:
+        words += (
+            "\nThe roll-ups of all customers together keep the customer's share of "
+            f"{_many(result.shares, 'dropped day')}: in their sums, and the lowest or "
+            "highest heart rate of a minute or an hour may be the customer's. They "
+            "name nobody; see docs/security.md."
         )
     return words
+
+
+def _ids(ids: Sequence[int]) -> str:
+    """All of them: a person has to look at each."""
+    return ", ".join(map(str, ids))
 
 
 def still_in_kafka(topic: str, log: TopicLog | None, config: Mapping[str, str]) -> str:
@@ -197,7 +220,29 @@ def books_table(audit: Audit) -> str:
         if rows.erased:
             words += f" {_many(rows.erased, 'row')} went with erased customers."
         parts.append(words)
+    if audit.deep is not None:
+        parts.append(_deep_table(audit.deep))
     return "\n".join(parts)
+
+
+def _deep_table(deep: DeepAudit) -> str:
+    head = (
+        "topic", "partition", "verified", "beats", "rejected", "transactions",
+        "not verifiable",
+    )  # fmt: skip
+    rows = [
+        (f"{each.books.topic} ({each.books.topic_id})", each.books.partition,
+         each.verified, each.beats, each.rejected, each.transactions,
+         each.not_verifiable)
+        for each in deep.partitions
+    ]  # fmt: skip
+    words = f"Kafka was read again: {deep.verified:,} offsets were verified."
+    if deep.not_verifiable:
+        words += (
+            f" Not verifiable are {deep.not_verifiable:,}: Kafka no longer has them, "
+            "or has nothing there that can be read."
+        )
+    return f"Compared with Kafka\n{_columns([head, *rows])}\n{words}"
 
 
 def _books_row(line: Line) -> tuple[object, ...]:
@@ -256,8 +301,30 @@ def books_json(audit: Audit, trouble: str | None) -> str:
                 "erased": rows.erased if rows else None,
             },
             "partitions": [_line_json(line) for line in audit.lines],
+            "compared": None if audit.deep is None else _deep_json(audit.deep),
         }
     )
+
+
+def _deep_json(deep: DeepAudit) -> dict[str, object]:
+    return {
+        "verified": deep.verified,
+        "not_verifiable": deep.not_verifiable,
+        "rows": deep.rows,
+        "partitions": [
+            {
+                "topic": each.books.topic,
+                "topic_id": each.books.topic_id,
+                "partition": each.books.partition,
+                "verified": each.verified,
+                "beats": each.beats,
+                "rejected": each.rejected,
+                "transactions": each.transactions,
+                "not_verifiable": each.not_verifiable,
+            }
+            for each in deep.partitions
+        ],
+    }
 
 
 def _line_json(line: Line) -> dict[str, object]:
@@ -405,10 +472,11 @@ def _excerpt(letter: Letter) -> Iterator[str]:
         offsets = letter.last_offset - letter.offset + 1
         yield f"not kept    {_many(offsets, 'offset')} that could not be read"
     if letter.record_size is not None:
-        yield (
-            f"kept        the beginning of {_many(letter.record_size, 'byte')}, or "
-            "nothing; it cannot be replayed"
-        )
+        size = _many(letter.record_size, "byte")
+        if letter.record_size <= KEPT_BYTES and letter.size is not None:
+            yield f"kept        all of {size}"
+        else:
+            yield f"kept        at most the beginning of {size}; it cannot be replayed"
         yield f"SHA-256     {letter.record_sha256 or 'erased'}"
         named = json.dumps(letter.customer_ids or [], ensure_ascii=False)
         yield f"customers   {escaped(named)}"
@@ -508,6 +576,13 @@ def _bytes_json(value: bytes | None) -> object:
 
 
 # Forms
+
+
+def table(rows: Sequence[Sequence[str]], *, as_json: bool) -> str:
+    """A table whose first row has the names of its columns."""
+    if as_json:
+        return _json([dict(zip(rows[0], row, strict=True)) for row in rows[1:]])
+    return _columns(rows)
 
 
 def _many(number: int, noun: str) -> str:

@@ -122,6 +122,7 @@ def _explain(value: bytes, error: Exception) -> Refusal:
         found: Any = json.loads(
             value.decode(),
             parse_int=_whole_number,
+            parse_float=_Float,
             parse_constant=_no_constant,
             object_pairs_hook=_Object,
         )
@@ -209,7 +210,7 @@ def _explain_heart_rate(heart_rate: Any) -> Refusal | None:
     if isinstance(heart_rate, float):
         return Refusal(
             Reason.HEART_RATE_NOT_WHOLE,
-            f"heart_rate {heart_rate!r} is not written as a whole number.",
+            f"heart_rate {heart_rate} is not written as a whole number.",
         )
     if isinstance(heart_rate, bool) or not isinstance(heart_rate, int):
         return Refusal(
@@ -230,6 +231,16 @@ class _Object(list[tuple[str, Any]]):
 
     def all(self, wanted: str) -> list[Any]:
         return [value for name, value in self if name == wanted]
+
+
+class _Float(float):
+    """A number that is not written as a whole one; shown as it is written."""
+
+    def __init__(self, written: str) -> None:
+        self._written = written
+
+    def __str__(self) -> str:
+        return self._written[:64]
 
 
 def _no_constant(name: str) -> None:

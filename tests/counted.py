@@ -29,7 +29,7 @@ BATCH = Written(
     unexplained=4,
     seconds=0.03,
     reasons={Reason.NOT_JSON: 1, Reason.CONFLICT: 1},
-    delays=Delays(9.5, 8.0, HISTOGRAM),
+    delays=Delays(9.5, 8.0, HISTOGRAM, 0.0005),
 )
 
 

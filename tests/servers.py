@@ -289,6 +289,17 @@ class Topic:
         consumer.close()
         return sum(end - begin for begin, end in marks)
 
+    def end(self) -> int:
+        """The sum of its partitions' ends."""
+        consumer = Consumer({**self.config, "group.id": "none"})
+        partitions = consumer.list_topics(self.name).topics[self.name].partitions
+        ends = [
+            consumer.get_watermark_offsets(TopicPartition(self.name, partition))[1]
+            for partition in partitions
+        ]
+        consumer.close()
+        return sum(ends)
+
     def configure(self, config: Mapping[str, str]) -> None:
         """Change its configuration."""
         entries = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from typing import Any, NamedTuple
 
 import psycopg2
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.batches import Batch, Refused
 from heartbeat_app.models import Heartbeat
+from heartbeat_app.storage.writer import Writer, Written
 from heartbeat_app.validation import Reason, Refusal
 from tests.servers import wait_until
 
@@ -78,6 +81,32 @@ def batch_of(
         beats=[item for _, item in found if item is not None],
         sources=[record for record, item in found if item is not None],
         refused=[Refused(record, REFUSAL) for record, item in found if item is None],
+    )
+
+
+def store(writer: Writer, batch: Batch, attempts: int = 5) -> Written:
+    """Write a batch as the agent does, but without its pauses; what it was in all.
+
+    Arguments:
+        attempts: How many writes may raise, until one does.
+    """
+    parts: list[Written] = []
+    rest: Batch | None = batch
+    while rest is not None:
+        try:
+            parts.append(writer.write(rest))
+            rest = parts[-1].rest
+        except (DBAPIError, psycopg2.Error, ValueError):
+            attempts -= 1
+            if not attempts:
+                raise
+            rest = batch
+    counts = {
+        name: sum(getattr(part, name) for part in parts)
+        for name in ("consumed", "stored", "duplicate", "dead")
+    }
+    return Written(
+        **counts, reasons=sum((Counter(p.reasons) for p in parts), Counter())
     )
 
 

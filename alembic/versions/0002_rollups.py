@@ -395,7 +395,7 @@ END
 $$
 """
 
-DROP_ROLLUP_MONTH = r"""
+DROP_ROLLUP_MONTH = """
 CREATE FUNCTION drop_rollup_month(parent TEXT, month DATE) RETURNS VOID
 LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
@@ -407,7 +407,7 @@ DECLARE
     end_day DATE := (date_trunc('month', month::TIMESTAMP) + INTERVAL '1 month')::DATE;
     suffix TEXT := to_char(begin_day, 'YYYY_MM');
     made_of TEXT := CASE parent
-        WHEN 'heartbeats_minute' THEN '^heartbeats_' || suffix || '_\d\d$'
+        WHEN 'heartbeats_minute' THEN '^heartbeats_' || suffix || '_[0-9][0-9]$'
         WHEN 'heartbeats_hour' THEN '^heartbeats_minute_' || suffix || '$'
     END;
     kept INTEGER := (SELECT days FROM public.retention WHERE table_name = parent);
@@ -530,14 +530,14 @@ DROP FUNCTION
 """
 
 # Days that are there already are rolled up, too.
-MARK_ALL_DAYS = r"""
+MARK_ALL_DAYS = """
 INSERT INTO rollup_marks (since, until)
 SELECT (day || ' 00:00:00+00')::TIMESTAMPTZ, (day + 1 || ' 00:00:00+00')::TIMESTAMPTZ
 FROM (
     SELECT to_date(right(relname, 10), 'YYYY_MM_DD') AS day
     FROM pg_inherits JOIN pg_class ON pg_class.oid = inhrelid
     WHERE inhparent = 'heartbeats'::REGCLASS
-      AND relname ~ '^heartbeats_\d{4}_\d\d_\d\d$'
+      AND relname ~ '^heartbeats_[0-9]{4}_[0-9]{2}_[0-9]{2}$'
 ) AS days
 """
 

@@ -41,7 +41,7 @@ BEGIN
         SELECT relname FROM pg_catalog.pg_class
         WHERE relnamespace = 'public'::REGNAMESPACE AND relkind = 'r'
           AND NOT relispartition
-          AND relname ~ '^heartbeats_(minute_|hour_)?\\d{4}_\\d\\d(_\\d\\d)?$'
+          AND relname ~ '^heartbeats_(minute_|hour_)?[0-9]{4}_[0-9]{2}(_[0-9]{2})?$'
     LOOP
         EXECUTE format(
             'ALTER TABLE public.%I ALTER customer_id TYPE VARCHAR(255) COLLATE %I',

@@ -3,11 +3,12 @@
 import os
 import re
 import secrets
+import sys
 from pathlib import Path
 
 import click
 
-from heartbeat_app.exceptions import EmbeddedServerError
+from heartbeat_app.exceptions import EmbeddedServerError, HeartbeatError
 
 
 def ensure_env_file(folder: Path | None = None) -> bool:
@@ -18,7 +19,7 @@ def ensure_env_file(folder: Path | None = None) -> bool:
     """
     folder = folder or Path.cwd()
     target, example = folder / ".env", folder / ".env.example"
-    if target.exists():
+    if target.exists() or target.is_symlink():  # whatever it is, it is not ours
         return False
     try:
         text = example.read_text(encoding="utf-8")
@@ -41,4 +42,9 @@ def ensure_env_file(folder: Path | None = None) -> bool:
 
 
 if __name__ == "__main__":
-    ensure_env_file()
+    try:
+        ensure_env_file()
+    except HeartbeatError as error:
+        sys.exit(str(error))
+    except OSError as error:
+        sys.exit(f"{error.filename}: {error.strerror}.")

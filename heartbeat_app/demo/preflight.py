@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +15,9 @@ ROOM_TO_START_BYTES = 1_000_000_000
 
 ROOM_TO_RUN_BYTES = 200_000_000
 """With less left, stop in order before Kafka and PostgreSQL run into the wall."""
+
+FILES = 1024
+"""Open files: Kafka alone has about 150 as it starts, and two more for a partition."""
 
 _LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -29,6 +33,22 @@ def require_room(folders: Iterable[Path], needed: int) -> None:
                 f"free, the demo needs {needed / 1e6:,.0f} MB.\n"
                 "Make room and start again: what was kept is still there."
             )
+
+
+def require_files() -> None:
+    """Raise our limit of open files as far as it is needed; servers inherit it.
+
+    Raises EmbeddedServerError where that is not allowed.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < FILES:
+        raise EmbeddedServerError(
+            f"A process may have {hard} files open here; the demo's servers need "
+            f"{FILES:,}.\nRaise the limit (`ulimit -n {FILES}`, or the hard limit of "
+            "this user or container) and start again: what was kept is still there."
+        )
+    if soft != resource.RLIM_INFINITY and soft < FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
 
 
 def _existing(folder: Path) -> Path:

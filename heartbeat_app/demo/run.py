@@ -12,7 +12,6 @@ from pathlib import Path
 
 import click
 from confluent_kafka import KafkaException
-from dotenv import dotenv_values
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.config import Settings
@@ -20,6 +19,7 @@ from heartbeat_app.demo.figures import FigureReader
 from heartbeat_app.demo.preflight import (
     ROOM_TO_RUN_BYTES,
     ROOM_TO_START_BYTES,
+    require_files,
     require_local,
     require_room,
 )
@@ -30,6 +30,7 @@ from heartbeat_app.embedded import EmbeddedServer, KafkaServer, PostgresServer
 from heartbeat_app.embedded.folder import FolderLock, make_own_folder
 from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
 from heartbeat_app.embedded.processes import run_to_end
+from heartbeat_app.env_file import read_env_file
 from heartbeat_app.exceptions import EmbeddedServerError, HeartbeatError
 from heartbeat_app.storage.engine import make_engine
 from heartbeat_app.topics import ensure_topic
@@ -75,6 +76,7 @@ def run_demo(
     screen = Screen()
     try:
         require_local(settings)
+        require_files()
         with StopSignals() as signals:
             demo = _Demo(settings, project or Path.cwd(), screen, signals)
             return demo.run(seconds=seconds, fresh=fresh, yes=yes)
@@ -85,12 +87,13 @@ def run_demo(
         screen.problem("Stopped before everything was up.")
         return 130
     except OSError as exc:
-        if exc.errno != errno.ENOSPC:
+        if exc.errno == errno.ENOSPC:
+            words = f"The disk is full: {exc}.\nMake room"
+        elif exc.filename is not None:
+            words = f"{exc.filename}: {exc.strerror}.\nMend that"
+        else:
             raise
-        screen.problem(
-            f"The disk is full: {exc}.\nMake room and start again: what was kept is "
-            "still there."
-        )
+        screen.problem(f"{words} and start again: what was kept is still there.")
         return 1
     finally:
         screen.end_steps()
@@ -335,6 +338,7 @@ def _worker_environment(project: Path) -> dict[str, str]:
     """1,000 customers unless the person has said how many, and no other's password."""
     given = dict.fromkeys(NOT_FOR_THE_WORKER, "")  # .env says them: this unsets them
     name = "SYNTHETIC_CUSTOMERS"
-    if not (os.environ.get(name) or dotenv_values(project / ".env").get(name)):
+    told = {**read_env_file(project / ".env", os.environ), **os.environ}
+    if not told.get(name):
         given[name] = SYNTHETIC_CUSTOMERS
     return given

@@ -10,9 +10,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -20,7 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 from heartbeat_app.demo.figures import Figures
-from heartbeat_app.exceptions import printable
+from heartbeat_app.exceptions import CommandError, printable
+from heartbeat_app.output import written
 
 LINE_SECONDS = 2.0
 """Never silent for longer than 3 s."""
@@ -45,6 +47,7 @@ class Screen:
         self._live: Live | None = None
         self._step = self._console.status("")
         self._is_terminal = self._console.is_terminal
+        self._is_gone = False
         self._hint = ""
         self._last_line = 0.0
         self._rates: list[tuple[float, int]] = []
@@ -65,11 +68,11 @@ class Screen:
     def problem(self, text: str) -> None:
         """Something that a person has to know, loudly."""
         self._safely(lambda: self._step.stop())
-        self._safely(
-            lambda: self._console.print(
-                Text(printable(text), style="bold red"), soft_wrap=True
-            )
-        )
+        styled = Text(printable(text), style="bold red")
+        self._safely(lambda: self._console.print(styled, soft_wrap=True))
+        if self._is_gone:
+            with suppress(OSError, ValueError):
+                click.echo(printable(text), err=True)
 
     def end_steps(self) -> None:
         self._safely(self._step.stop)
@@ -119,9 +122,11 @@ class Screen:
 
     def _safely(self, show: Callable[[], object]) -> None:
         try:
-            show()
-        except (OSError, ValueError):  # the terminal or the pipe is gone
+            with written():
+                show()
+        except (OSError, ValueError, CommandError):  # the terminal or the pipe is gone
             self._is_terminal = False
+            self._is_gone = True
 
 
 def _picture(

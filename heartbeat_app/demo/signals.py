@@ -6,21 +6,24 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from heartbeat_app.embedded.processes import STOP_SIGNALS
+
 
 class StopSignals:
     """Ctrl-C, `kill` and a closed terminal end the demo in order: once.
 
-    The first raises KeyboardInterrupt in the main thread; what comes while things
-    are being stopped is ignored, it takes a few seconds at most.
+    Each raises KeyboardInterrupt in the main thread, until `ignore` is called: what
+    comes while things are being stopped is ignored, it takes a few seconds at most.
     """
-
-    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def __init__(self) -> None:
         self._before: dict[signal.Signals, Any] = {}
+        self._ignored = False
 
     def __enter__(self) -> Self:
-        self._before = {n: signal.signal(n, self._raise) for n in self._NUMBERS}
+        self._before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._raise)
         return self
 
     def __exit__(
@@ -33,9 +36,13 @@ class StopSignals:
             signal.signal(number, handler)
 
     def ignore(self) -> None:
-        for number in self._NUMBERS:
+        """Call when the stop has begun, or before what must not be interrupted."""
+        self._ignored = True  # before the first of them: another may come in between
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        self.ignore()
-        raise KeyboardInterrupt
+        # Not ignored from here on: Python loses an exception that a handler raises at
+        # some moments, such as inside of __del__, and then the next signal must do.
+        if not self._ignored:
+            raise KeyboardInterrupt

@@ -31,7 +31,12 @@ def make_own_folder(folder: Path) -> None:
     Run once as root and once not, the servers would leave files that the other one
     cannot read.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except FileExistsError:
+        raise EmbeddedServerError(
+            f"{folder} is no folder. Move it away and start again."
+        ) from None
     owner = folder.stat().st_uid
     if owner != os.geteuid():
         raise EmbeddedServerError(

@@ -24,6 +24,10 @@ _CONFIG: Mapping[str, str] = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u@%d ",
+    # A statement that fails, and what PostgreSQL says of the row that it failed for,
+    # hold records, which have no place in a log.
+    "log_min_error_statement": "panic",
+    "log_error_verbosity": "terse",
 }
 
 

@@ -10,9 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from heartbeat_app.embedded.folder import CLOSED_UMASK, open_closed
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 """Told what is going on, in words for a person, at least every second."""
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _POLL_SECONDS = 0.01
 _PR_SET_PDEATHSIG = 1
@@ -60,6 +64,44 @@ def die_with_parent(number: signal.Signals) -> Callable[[], None] | None:
     return ask_kernel
 
 
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back the signals that stop us, until the block has ended; none is lost.
+
+    For the start of a program. At a fork Python runs hooks, and `preexec_fn`, in which
+    an exception that a handler raises is lost. And an exception after it would leave
+    the new program behind, unknown to us. In other threads than the main one, which
+    get no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: dict[int, Callable[[int, FrameType | None], Any]] = {}
+    for each in STOP_SIGNALS:
+        handler = signal.getsignal(each)
+        if callable(handler):  # else it is ignored, or ends us without a word
+            before[each] = handler
+    came: list[int] = []
+    holds = True
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if holds:
+            came.append(number)
+        else:  # what follows below was interrupted by another signal
+            before[number](number, frame)
+
+    try:
+        for number in before:
+            signal.signal(number, hold)
+        yield
+    finally:
+        holds = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
 def run_to_end(
     command: Sequence[str],
     *,
@@ -75,31 +117,35 @@ def run_to_end(
     )
     progress(what)
     begin = time.monotonic()
-    with subprocess.Popen(
-        command,
-        cwd=cwd,
-        env={
-            "PATH": os.environ.get("PATH", os.defpath),
-            "LC_ALL": "C.UTF-8",
-            **(environment or {}),
-        },
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        umask=CLOSED_UMASK,
-        **identity,
-    ) as process:
-        try:
-            while True:
-                try:
-                    output, _ = process.communicate(timeout=1)
-                    break
-                except subprocess.TimeoutExpired:
-                    progress(f"{what} ({time.monotonic() - begin:.0f} s)")
-        except BaseException:
+    process = None
+    try:
+        with signals_held():
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env={
+                    "PATH": os.environ.get("PATH", os.defpath),
+                    "LC_ALL": "C.UTF-8",
+                    **(environment or {}),
+                },
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                umask=CLOSED_UMASK,
+                **identity,
+            )
+        while True:
+            try:
+                output, _ = process.communicate(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                progress(f"{what} ({time.monotonic() - begin:.0f} s)")
+    except BaseException:
+        if process is not None:
             kill_tree(process.pid)
-            raise
+            process.communicate()
+        raise
     if process.returncode:
         text = output.decode(errors="replace").strip()
         raise EmbeddedServerError(

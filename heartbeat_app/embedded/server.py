@@ -30,6 +30,7 @@ from heartbeat_app.embedded.processes import (
     read_own_process,
     run_to_end,
     send_signal,
+    signals_held,
     tree_of,
     write_own_process,
 )
@@ -274,7 +275,7 @@ class EmbeddedServer(ABC):
         )
         # It may name customers: a statement that failed, a record that was rejected.
         log_fd = open_closed(self.log_path, os.O_WRONLY | os.O_APPEND)
-        with os.fdopen(log_fd, "ab") as log:
+        with os.fdopen(log_fd, "ab") as log, signals_held():
             self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command(),
@@ -292,7 +293,7 @@ class EmbeddedServer(ABC):
                 preexec_fn=die_with_parent(self._death_signal()),
                 **identity,
             )
-        write_own_process(self._pid_file, self._process.pid)
+            write_own_process(self._pid_file, self._process.pid)
 
     def _signal_tree(self, number: signal.Signals) -> None:
         if self._process is None or not self.is_running():
@@ -324,8 +325,7 @@ class EmbeddedServer(ABC):
             )
         lines.append(
             way_on
-            or "Mend what the log names and start again; if the data is beyond repair, "
-            "start anew with --fresh."
+            or "Mend what the log names and start again: what was kept is still there."
         )
         return EmbeddedServerError("\n".join(lines))
 

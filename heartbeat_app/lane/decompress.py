@@ -158,8 +158,8 @@ def _snappy_block(data: memoryview) -> Pieces:
             f"A block of its snappy data has {size:,} bytes; at most "
             f"{MOST_SNAPPY_BYTES:,} are taken apart."
         )
-    if size > PIECE_BYTES:
-        yield b""  # not before it is asked for
+    if not 0 < size <= PIECE_BYTES:
+        yield b""  # a large one not before it is asked for, and of none no end at once
     whole = memoryview(cramjam.snappy.decompress_raw(data))
     for begin in range(0, len(whole), PIECE_BYTES):
         yield whole[begin : begin + PIECE_BYTES]

@@ -3,8 +3,7 @@
 1. COPY of all that nobody suspects, which goes if they are new: the common case is all
 2. the others are staged, those of them that are there already are looked up, and the
    rest goes in by COPY; so are all, where 1. did not go
-3. where that fails, too (another worker was faster, PostgreSQL refuses a row), from the
-   staging table, by halves until the row at fault is found
+3. where that fails, too, since another worker was faster, from the staging table
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ COPY_BEATS = (
 )
 
 # One a session; emptied by each commit, and here where a transaction has more batches
-# than one. It takes every beat, so that a row at fault fails where it is inserted.
+# than one.
 MAKE_STAGING = """
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_beats (
     index INTEGER NOT NULL,
@@ -53,7 +52,6 @@ INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)
 SELECT DISTINCT ON (customer_id COLLATE "C", "timestamp")
     customer_id, "timestamp", heart_rate
 FROM staged_beats
-WHERE index >= %s AND index < %s
 ORDER BY customer_id COLLATE "C", "timestamp", index
 ON CONFLICT (customer_id, "timestamp") DO NOTHING
 RETURNING "timestamp"
@@ -94,14 +92,12 @@ class Inserted:
         stored: Timestamps of the rows that are new.
         duplicate: How many were there already, or came twice.
         conflicts: Indexes of beats whose key is there with another heart rate.
-        rejected: Index and words of beats that PostgreSQL does not take.
-        unsuspected: Some of the other beats than the suspects were not new, or wrong.
+        unsuspected: Some of the other beats than the suspects were not new.
     """
 
     stored: list[datetime] = field(default_factory=list)
     duplicate: int = 0
     conflicts: list[int] = field(default_factory=list)
-    rejected: list[tuple[int, str]] = field(default_factory=list)
     unsuspected: bool = False
 
 
@@ -116,8 +112,7 @@ def insert_beats(
             one suspects all that come after it with its key.
 
     Raises:
-        psycopg2.Error: Anything but a row at fault; the transaction is to be rolled
-            back and tried again.
+        psycopg2.Error: The transaction is to be rolled back and tried again.
     """
     found = Inserted()
     if not beats:
@@ -136,14 +131,12 @@ def insert_beats(
             some = _insert_staging(cursor, [beats[index] for index in suspects])
             found.stored += some.stored
             found.conflicts = [suspects[index] for index in some.conflicts]
-            found.rejected = [(suspects[index], why) for index, why in some.rejected]
-    elsewhere = len(found.stored) + len(found.conflicts) + len(found.rejected)
-    found.duplicate = len(beats) - elsewhere
+    found.duplicate = len(beats) - len(found.stored) - len(found.conflicts)
     return found
 
 
 def insert_new_beats(connection: Connection, beats: Sequence[Heartbeat]) -> None:
-    """Insert beats that all are new and valid, as a rule.
+    """Insert beats that all are new, as a rule.
 
     Without a savepoint, which takes a small transaction two more answers of PostgreSQL.
 
@@ -156,9 +149,24 @@ def insert_new_beats(connection: Connection, beats: Sequence[Heartbeat]) -> None
         with cursor:
             _copy(cursor, beats)
     except psycopg2.Error as error:
-        if _is_of_a_row(error):
-            raise ApartError("Some of the beats are not new, or not valid.") from error
+        if errors.is_duplicate(error):
+            raise ApartError("Some of the beats are not new.") from error
         raise
+
+
+def insert_every_way(connection: Connection, beats: Sequence[Heartbeat]) -> None:
+    """Insert new beats in each of the ways above, to see whether they all go.
+
+    Raises:
+        psycopg2.Error: One does not.
+    """
+    if not beats:
+        return
+    cursor: Any = connection.connection.cursor()
+    with cursor:
+        _copy(cursor, beats[:1])
+        _insert_staging(cursor, beats)
+        cursor.execute(INSERT_STAGED)
 
 
 def _but(beats: Sequence[Heartbeat], indexes: Sequence[int]) -> Sequence[Heartbeat]:
@@ -170,32 +178,28 @@ def _but(beats: Sequence[Heartbeat], indexes: Sequence[int]) -> Sequence[Heartbe
 
 
 def _insert_staging(cursor: Any, beats: Sequence[Heartbeat]) -> Inserted:
-    """The slow way, where some may be there, or wrong; duplicates are not counted."""
+    """The slow way, where some may be there; duplicates are not counted."""
     found = Inserted()
     cursor.execute(MAKE_STAGING)
     copy.copy_in(cursor, COPY_STAGED, copy.numbered_beats_rows(beats))
     if not _copy_unknown(cursor, beats, found):
-        _insert_staged(cursor, 0, len(beats), found)
-        if len(found.stored) + len(found.rejected) < len(beats):
-            rejected = {index for index, _ in found.rejected}
+        cursor.execute(INSERT_STAGED)
+        found.stored = [row[0] for row in cursor.fetchall()]
+        if len(found.stored) < len(beats):
             known = _look_up(cursor, beats)
-            found.conflicts = [
-                index
-                for index in sorted(known)
-                if known[index] and index not in rejected
-            ]
+            found.conflicts = sorted(index for index in known if known[index])
     return found
 
 
 def _copy_new(cursor: Any, beats: Sequence[Heartbeat]) -> bool:
-    """The fast way; whether it went, that is, whether all beats are new and valid."""
+    """The fast way; whether it went, that is, whether all beats are new."""
     if not beats:
         return True
     try:
         with _savepoint(cursor):
             _copy(cursor, beats)
     except psycopg2.Error as error:
-        if _is_of_a_row(error):
+        if errors.is_duplicate(error):
             return False
         raise
     return True
@@ -206,11 +210,6 @@ def _copy(cursor: Any, beats: Sequence[Heartbeat]) -> None:
     # all beats of a customer: a tenth less of PostgreSQL's time.
     in_order = sorted(beats, key=attrgetter("customer_id"))
     copy.copy_in(cursor, COPY_BEATS, copy.beats_rows(in_order))
-
-
-def _is_of_a_row(error: psycopg2.Error) -> bool:
-    """Whether COPY failed since a row is there already, or not valid."""
-    return errors.is_duplicate(error) or errors.is_row_fault(error)
 
 
 def _copy_unknown(cursor: Any, beats: Sequence[Heartbeat], found: Inserted) -> bool:
@@ -231,27 +230,6 @@ def _copy_unknown(cursor: Any, beats: Sequence[Heartbeat], found: Inserted) -> b
     found.stored = [timestamp for _, timestamp in first]
     found.conflicts = sorted(conflicts)
     return True
-
-
-def _insert_staged(cursor: Any, first: int, end: int, found: Inserted) -> None:
-    """Insert the staged beats of these indexes that are not in the table."""
-    try:
-        with _savepoint(cursor):
-            cursor.execute(INSERT_STAGED, (first, end))
-            stored = [row[0] for row in cursor.fetchall()]
-    except psycopg2.Error as error:
-        if not errors.is_row_fault(error):
-            raise
-        if end - first == 1:
-            words = error.diag.message_primary or type(error).__name__
-            found.rejected.append((first, words))
-            return
-        # Some row is at fault: find it by halves, so that only it is refused.
-        half = (first + end) // 2
-        _insert_staged(cursor, first, half, found)
-        _insert_staged(cursor, half, end, found)
-    else:
-        found.stored.extend(stored)
 
 
 @contextmanager

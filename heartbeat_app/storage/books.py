@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -196,14 +196,21 @@ def _off_by(difference: int) -> str:
     return f"off by {difference:+,}"
 
 
-def read_books(engine: Engine, *, deep: bool = False) -> Books:
+def read_books(
+    engine: Engine,
+    *,
+    deep: bool = False,
+    compare: Callable[[str, Sequence[PartitionBooks]], None] | None = None,
+) -> Books:
     """Read the books in one snapshot, so that workers may write meanwhile.
 
     Arguments:
         deep: Also count the rows of `heartbeats` and compare its roll-ups, which reads
             them all and takes a second connection of the engine.
+        compare: With `deep`, is given the snapshot's name and the ledger, and may use
+            that connection while the snapshot is there.
     """
-    with _snapshot(engine) as connection:
+    with snapshot_of(engine) as connection:
         if deep:
             # No day is detached meanwhile. Before the snapshot is taken: what was
             # detached before is then known to be.
@@ -255,12 +262,17 @@ def read_books(engine: Engine, *, deep: bool = False) -> Books:
             f"{partition}, which is not in the ledger."
             for (topic_id, partition), (count, offsets) in sorted(letters.items())
         ]
-        rows = _count_rows(engine, connection) if deep else None
+        rows = None
+        if deep:
+            name: str = connection.scalar(select(func.pg_export_snapshot())) or ""
+            rows = _count_rows(engine, connection, name)
+            if compare is not None:
+                compare(name, partitions)
     return Books(partitions, strays, rows)
 
 
 @contextmanager
-def _snapshot(engine: Engine, exported: str | None = None) -> Iterator[Connection]:
+def snapshot_of(engine: Engine, exported: str | None = None) -> Iterator[Connection]:
     """A transaction that sees one state; that of another one, where it exported it."""
     with engine.connect() as connection:
         connection = connection.execution_options(
@@ -275,7 +287,7 @@ def _snapshot(engine: Engine, exported: str | None = None) -> Iterator[Connectio
             yield connection
 
 
-def _count_rows(engine: Engine, connection: Connection) -> Rows:
+def _count_rows(engine: Engine, connection: Connection, snapshot: str) -> Rows:
     """Count in the connection's snapshot, some days at a time, on a second one."""
     # What reads for hours is not stuck; and the first connection idles meanwhile.
     connection.execute(text("SET LOCAL statement_timeout = 0"))
@@ -286,14 +298,13 @@ def _count_rows(engine: Engine, connection: Connection) -> Rows:
     replayed += _sum(connection, dropped_dead_letters.c.replayed)
     dropped = _sum(connection, dropped_days.c.rows)
     existing = sorted(days.existing_days(connection))
-    snapshot: str = connection.execute(select(func.pg_export_snapshot())).scalar_one()
     # An erasure waits for whoever has read this table, and the writers for it.
-    with _snapshot(engine, snapshot) as short:
+    with snapshot_of(engine, snapshot) as short:
         erased = _sum(short, erased_customers.c.beats)
     counted = 0
     wrong: list[str] = []
     for first in range(0, len(existing), DAYS_A_COUNT):
-        with _snapshot(engine, snapshot) as counting:
+        with snapshot_of(engine, snapshot) as counting:
             counting.execute(text("SET LOCAL statement_timeout = 0"))
             for day in existing[first : first + DAYS_A_COUNT]:
                 counted += days.count(counting, day)

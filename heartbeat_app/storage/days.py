@@ -64,7 +64,21 @@ def day_tables(connection: Connection) -> list[str]:
             text(
                 "SELECT relname FROM pg_class"
                 " WHERE relnamespace = 'public'::REGNAMESPACE AND relkind = 'r'"
-                r" AND relname ~ '^heartbeats_\d{4}_\d\d_\d\d$'"
+                " AND relname ~ '^heartbeats_[0-9]{4}_[0-9]{2}_[0-9]{2}$'"
+            )
+        )
+    )
+
+
+def detached_months(connection: Connection) -> list[str]:
+    """The names of all tables of months of roll-ups that were detached."""
+    return list(
+        connection.scalars(
+            text(
+                "SELECT relname FROM pg_class"
+                " WHERE relnamespace = 'public'::REGNAMESPACE AND relkind = 'r'"
+                " AND NOT relispartition"
+                " AND relname ~ '^heartbeats_(minute|hour)_[0-9]{4}_[0-9]{2}$'"
             )
         )
     )

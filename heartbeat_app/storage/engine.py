@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import psycopg2
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Engine, Pool, create_engine, event
 
 from heartbeat_app.config import Settings
+from heartbeat_app.storage.sessions import Sessions, break_off
 
 # A worker must be able to stop within 10 s whatever the database does, so no single
 # wait may be longer than about that; retries are made in place (see agents.py).
@@ -47,36 +46,65 @@ def make_engine(
     Arguments:
         statement_timeout_ms: STATEMENT_TIMEOUT_MS unless given.
     """
-    options = (
-        f"-c timezone=UTC"
-        # Whatever the database's default is: a statement counts on seeing what the
-        # lock before it waited for, such as an erasure.
-        f" -c default_transaction_isolation=read\\ committed"
-        f" -c lock_timeout={LOCK_TIMEOUT_MS}"
-        f" -c statement_timeout={statement_timeout_ms or STATEMENT_TIMEOUT_MS}"
-        f" -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}"
-    )
-    return create_engine(
-        database_url(settings),
+    return _engine(
+        settings,
+        application_name,
+        {
+            "statement_timeout": f"{statement_timeout_ms or STATEMENT_TIMEOUT_MS}ms",
+            "lock_timeout": f"{LOCK_TIMEOUT_MS}ms",
+            "idle_in_transaction_session_timeout": (
+                f"{IDLE_IN_TRANSACTION_TIMEOUT_MS}ms"
+            ),
+        },
         pool_size=pool_size,
         max_overflow=0,
-        hide_parameters=True,  # customers' data have no place in an error's text
         pool_timeout=CONNECT_TIMEOUT_SECONDS,
-        connect_args={
-            "application_name": application_name,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "options": options,
-            # Whatever PGCLIENTENCODING says: there is no beat that UTF-8 cannot hold.
-            "client_encoding": "utf8",
-            # A peer that went silent is given up after about 10 s; one that is too
-            # busy to take what was sent to it gets more time, see SLOW_SECONDS.
-            "keepalives": 1,
-            "keepalives_idle": 5,
-            "keepalives_interval": 2,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,
-        },
     )
+
+
+def make_migration_engine(settings: Settings, *, poolclass: type[Pool]) -> Engine:
+    """An engine for the migrations, which take as long as they take.
+
+    How long they wait for a lock stays the database's or the caller's choice.
+    """
+    return _engine(
+        settings,
+        "heartbeat_app alembic",
+        {"statement_timeout": "0", "idle_in_transaction_session_timeout": "0"},
+        poolclass=poolclass,
+    )
+
+
+def _engine(
+    settings: Settings, application_name: str, limits: Mapping[str, str], **pool: Any
+) -> Engine:
+    connect_args = {
+        "application_name": application_name,
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        # Whatever PGCLIENTENCODING says: there is no beat that UTF-8 cannot hold.
+        "client_encoding": "utf8",
+        # A peer that went silent is given up after about 10 s; one that is too
+        # busy to take what was sent to it gets more time, see SLOW_SECONDS.
+        "keepalives": 1,
+        "keepalives_idle": 5,
+        "keepalives_interval": 2,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    }
+    engine = create_engine(
+        database_url(settings),
+        hide_parameters=True,  # customers' data have no place in an error's text
+        # Nothing here is an hstore; to look for its type took each new connection
+        # three round trips.
+        use_native_hstore=False,
+        connect_args=connect_args,
+        **pool,
+    )
+    # Before SQLAlchemy asks a new connection for what it needs to know.
+    sessions = Sessions(engine, connect_args, limits)
+    event.listen(engine, "do_connect", sessions.connect)
+    event.listen(engine, "connect", sessions.begin, insert=True)
+    return engine
 
 
 class Uses:
@@ -131,11 +159,9 @@ class Uses:
         for connection, since in list(self._since.items()):
             if now - since < after_seconds:
                 continue
-            with (
-                suppress(OSError, psycopg2.Error),
-                socket.socket(fileno=os.dup(connection.fileno())) as line,
-            ):
-                line.shutdown(socket.SHUT_RDWR)
+            if connection.closed:  # it failed while it was made
+                self._end(connection)
+            elif break_off(connection):
                 broken += 1
         return broken
 

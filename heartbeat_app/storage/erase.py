@@ -5,8 +5,9 @@
 2. delete the beats, a day in a transaction, count them at the note, and mark the day,
    so that what all customers together had is counted anew
 3. delete the customer's own roll-ups, also of days whose beats were dropped
-4. empty the dead letters, some in a transaction
-5. note that it is finished
+4. empty the dead letters that name the customer (see `naming`), some in a transaction
+5. look again, in another way (see `erase_check`)
+6. note that it is finished, unless something was left
 
 Broken off, it is simply run again.
 """
@@ -40,8 +41,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.exceptions import NotErasedError
 from heartbeat_app.storage import days, errors, marks, replay
-from heartbeat_app.storage.erasures import customers_named, digest_of
+from heartbeat_app.storage.erase_check import Check, check_letters, check_rows
+from heartbeat_app.storage.erasures import digest_of
+from heartbeat_app.storage.naming import customers_named, is_unreadable, may_name
 from heartbeat_app.storage.tables import (
     dead_letters,
     dropped_days,
@@ -63,6 +67,17 @@ _LOST_AGAINST_ANOTHER = {"40001", "40P01", errors.LOCK_NOT_AVAILABLE}
 # else minutes that were counted before the beats went would be written after it.
 ROLLUPS_LOCK = text("LOCK TABLE rollups_lock IN SHARE ROW EXCLUSIVE MODE")
 
+DROPPED_DAYS_OF = text(
+    """
+    SELECT count(*) FROM dropped_days WHERE EXISTS (
+        SELECT FROM heartbeats_hour
+        WHERE customer_id = :id
+          AND hour >= (day || ' 00:00:00+00')::TIMESTAMPTZ
+          AND hour < (day + 1 || ' 00:00:00+00')::TIMESTAMPTZ
+    )
+    """
+)
+
 _DROPPED = "42P01"  # SQLSTATE: there is no such table
 
 T = TypeVar("T")
@@ -79,9 +94,13 @@ class Erasure:
         id: Of the row in erased_customers.
         beats, rollups: How many rows.
         letters: How many dead letters were emptied.
-        elsewhere: Ids of letters that hold the id's characters somewhere, but not
-            as a customer's: a person has to look at them.
-        done, total: Days and letters that were looked at, and how many there are.
+        elsewhere: Ids of letters that may name the customer, in order: a person has
+            to look at them.
+        unreadable: Ids of letters that cannot be looked into, in order.
+        shares: Of how many dropped days the sums over all customers keep the share
+            of this one.
+        done, total: Days and letters that were looked at, twice, and how many there
+            are.
     """
 
     id: int
@@ -89,6 +108,8 @@ class Erasure:
     rollups: int = 0
     letters: int = 0
     elsewhere: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
+    shares: int = 0
     done: int = 0
     total: int = 0
 
@@ -106,6 +127,10 @@ def erase(
         progress: Told when the customer is noted, and after every day and batch of
             letters.
         go_on: Called before every try of a transaction; raises what is to end it.
+
+    Raises:
+        NotErasedError: Something of the customer is still there; it is not noted as
+            finished.
     """
     erasure = Erasure(_patiently(go_on, _note, engine, customer_id))
     progress(erasure)
@@ -115,13 +140,30 @@ def erase(
         pending, last = connection.execute(
             select(func.count(), func.max(_l.id)).where(_has_contents())
         ).one()
-    erasure.total = len(tables) + pending
+    erasure.total = 2 * (len(tables) + pending)
     for name in tables:
         _patiently(go_on, _delete_day, engine, erasure.id, customer_id, name)
         erasure.done += 1
         progress(erasure)
-    _patiently(go_on, _delete_rollups, engine, erasure.id, customer_id)
+    erasure.shares = _patiently(go_on, _delete_rollups, engine, erasure.id, customer_id)
     _empty_letters(engine, erasure, customer_id, last or 0, progress, go_on)
+    check = Check(customer_id)
+    for name in check.tables(engine):
+        _patiently(go_on, check_rows, engine, check, name)
+    erasure.done += len(tables)
+    progress(erasure)
+    for looked_at in check_letters(engine, check):
+        erasure.done = min(erasure.done + looked_at, erasure.total)
+        progress(erasure)
+    if check.rows or check.letters:
+        _patiently(go_on, _unfinish, engine, erasure)
+        raise NotErasedError(check.rows, sorted(check.letters))
+    erasure.elsewhere = sorted({*erasure.elsewhere, *check.elsewhere})
+    erasure.unreadable = sorted(
+        {*erasure.unreadable, *check.too_large} - {*erasure.elsewhere}
+    )
+    erasure.done = erasure.total
+    progress(erasure)
     return _finish(engine, erasure)
 
 
@@ -190,12 +232,21 @@ def _delete_day(engine: Engine, erasure_id: int, customer_id: str, name: str) ->
             raise
 
 
-def _delete_rollups(engine: Engine, erasure_id: int, customer_id: str) -> None:
+def _delete_rollups(engine: Engine, erasure_id: int, customer_id: str) -> int:
+    """Also those of detached months; of how many dropped days there were any."""
     with engine.begin() as connection:
         connection.execute(ROLLUPS_LOCK)
-        for rollups in (heartbeats_minute, heartbeats_hour):
+        shares: int = connection.execute(
+            DROPPED_DAYS_OF, {"id": customer_id}
+        ).scalar_one()
+        detached = [
+            table(name, column("customer_id"), schema="public")
+            for name in days.detached_months(connection)
+        ]
+        for rollups in (heartbeats_minute, heartbeats_hour, *detached):
             gone = _delete_from(connection, rollups, customer_id)
             _count(connection, erasure_id, "rollups", gone)
+    return shares
 
 
 def _delete_from(connection: Connection, where: TableClause, customer_id: str) -> int:
@@ -213,7 +264,6 @@ def _empty_letters(
     go_on: Callable[[], None],
 ) -> None:
     """Look at all letters up to the id `last`; what came after it came empty."""
-    characters = customer_id.encode()
     after = 0
     while True:
         with engine.connect() as connection:
@@ -231,19 +281,30 @@ def _empty_letters(
                 return
             ids = replay.bounded([(row[0], row[1]) for row in sizes])
             letters = connection.execute(
-                select(_l.id, _l.key, _l.value, _l.headers, _l.customer_ids).where(
-                    _l.id.in_(ids)
+                select(
+                    _l.id,
+                    _l.key,
+                    _l.value,
+                    _l.headers,
+                    _l.detail,
+                    _l.customer_ids,
+                    _l.record_size,
                 )
+                .where(_l.id.in_(ids))
+                .order_by(_l.id)
             ).all()
         after = ids[-1]
         theirs = []
-        for letter_id, key, value, headers, named in letters:
+        for letter_id, key, value, headers, detail, named, size in letters:
             key, value = bytes(key or b""), bytes(value or b"")
             # Of an excerpt the name may stand in what is not kept.
             if customer_id in {*customers_named(key, value, headers), *(named or ())}:
                 theirs.append(letter_id)
-            elif characters in key + b"\0" + value:
+            elif may_name(customer_id, key, value, headers, detail):
                 erasure.elsewhere.append(letter_id)
+            # An excerpt, or the letter of a batch: there is more than what was kept.
+            elif size is not None or is_unreadable(key, value, headers):
+                erasure.unreadable.append(letter_id)
         if theirs:
             _patiently(go_on, _empty, engine, erasure.id, theirs)
         erasure.done += len(ids)
@@ -294,6 +355,14 @@ def _count(connection: Connection, erasure_id: int, name: str, more: int) -> Non
             update(erased_customers)
             .where(_c.id == erasure_id)
             .values({name: _c[name] + more})
+        )
+
+
+def _unfinish(engine: Engine, erasure: Erasure) -> None:
+    """An earlier one may have been noted as finished."""
+    with engine.begin() as connection:
+        connection.execute(
+            update(erased_customers).where(_c.id == erasure.id).values(finished_at=None)
         )
 
 

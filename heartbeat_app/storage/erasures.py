@@ -13,10 +13,7 @@ ones do: what it deletes after that cannot come again.
 from __future__ import annotations
 
 import hashlib
-import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +22,7 @@ from sqlalchemy import Connection
 from heartbeat_app.batches import Batch, Refused
 from heartbeat_app.excerpts import Excerpt
 from heartbeat_app.models import Record
+from heartbeat_app.storage.naming import customers_named
 from heartbeat_app.validation import Reason, Refusal
 
 REFUSAL = Refusal(
@@ -34,8 +32,6 @@ REFUSAL = Refusal(
 # Not prepared: EXECUTE takes its snapshot before it waits for the table's lock, and
 # would not see the erasure that it waited for.
 READ = "SELECT id, key, digest FROM erased_customers WHERE id > %s"
-# Also where the rest is no JSON, or the object lies in another.
-_CUSTOMER_ID = re.compile(rb'"customer_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,38 +136,3 @@ def _named_by(record: Record) -> set[str]:
     if isinstance(record, Excerpt):
         named.update(record.customer_ids)
     return named
-
-
-def customers_named(
-    key: bytes | None, value: bytes | None, headers: Iterable[Sequence[object]]
-) -> set[str]:
-    """The customers that a record which is no beat may be about.
-
-    Its key, every text among the names and values of its headers, and every customer_id
-    that can be read in its value.
-    """
-    found = {each for pair in headers for each in pair if isinstance(each, str)}
-    if key:
-        found.add(key.decode(errors="surrogateescape"))
-    if value:
-        with suppress(ValueError, RecursionError):
-            found.update(_ids_in(json.loads(value)))
-        for match in _CUSTOMER_ID.findall(value):
-            text = match.decode(errors="surrogateescape")
-            try:
-                found.add(str(json.loads(text, strict=False)))
-            except ValueError:
-                found.add(text[1:-1])
-    return found
-
-
-def _ids_in(found: Any) -> Iterator[str]:
-    if isinstance(found, dict):
-        for name, value in found.items():
-            if name == "customer_id" and isinstance(value, str | int | float):
-                yield str(value)
-            else:
-                yield from _ids_in(value)
-    elif isinstance(found, list):
-        for each in found:
-            yield from _ids_in(each)

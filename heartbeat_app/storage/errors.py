@@ -1,7 +1,6 @@
-"""Tells a row at fault from everything else, by SQLSTATE, never by an error's text.
+"""What an error of the database says, by SQLSTATE, never by its text.
 
-Whatever is not a row's fault is retried in place: an outage must never turn a good
-beat into a dead letter.
+Whether a record is at fault no error tells: `writer` asks the database.
 """
 
 from __future__ import annotations
@@ -10,13 +9,16 @@ import psycopg2
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.exceptions import printable
-
-# Ours: only these make a row wrong in PostgreSQL's eyes.
-ROW_CONSTRAINTS = frozenset({"heart_rate_range"})
+from heartbeat_app.storage.sessions import SessionError
 
 CHECK_VIOLATION = "23514"
 UNIQUE_VIOLATION = "23505"
 LOCK_NOT_AVAILABLE = "55P03"
+UNDEFINED_TABLE = "42P01"
+DUPLICATE_TABLE = "42P07"
+INVALID_SCHEMA = "3F000"
+NOT_ALLOWED = "42501"
+READ_ONLY = "25006"
 
 
 def original(error: BaseException) -> BaseException:
@@ -32,6 +34,11 @@ def sqlstate(error: BaseException) -> str | None:
     return cause.pgcode if isinstance(cause, psycopg2.Error) else None
 
 
+def is_poolers(error: BaseException) -> bool:
+    """Whether a pooler is in the way; the error's words say what it has to do."""
+    return isinstance(original(error), SessionError)
+
+
 def constraint(error: BaseException) -> str | None:
     """Name of the violated constraint or unique index."""
     cause = original(error)
@@ -44,6 +51,21 @@ def words(error: BaseException) -> str:
     return printable(text.splitlines()[0])
 
 
+def name(error: BaseException) -> str:
+    """What kind of error it is, for a log: none of its text, which may hold data."""
+    state = sqlstate(error)
+    kind = type(original(error)).__name__
+    return kind if state is None else f"{kind} ({state})"
+
+
+def sentence(error: BaseException) -> str:
+    """What went wrong, for a dead letter: as PostgreSQL can keep it, and short."""
+    cause = original(error)
+    said = cause.diag.message_primary if isinstance(cause, psycopg2.Error) else None
+    text = said or words(error)
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")[:1_000]
+
+
 def is_duplicate(error: BaseException) -> bool:
     """Whether a row with that natural key is there already.
 
@@ -53,19 +75,22 @@ def is_duplicate(error: BaseException) -> bool:
     return sqlstate(error) == UNIQUE_VIOLATION
 
 
+def is_taken_id(error: BaseException) -> bool:
+    """Whether an id that the database itself gave is there already.
+
+    As after its sequence was set back: it goes on from there, whatever the record.
+    """
+    return is_duplicate(error) and (constraint(error) or "").endswith("_pkey")
+
+
+def is_lack_of_resources(error: BaseException) -> bool:
+    """Whether the server ran out of something: its disk, its memory, connections."""
+    return (sqlstate(error) or "").startswith("53")
+
+
 def is_missing_day(error: BaseException) -> bool:
     """Whether no partition fits the row: a check violation without a name."""
     return sqlstate(error) == CHECK_VIOLATION and not constraint(error)
-
-
-def is_row_fault(error: BaseException) -> bool:
-    """Whether the statement that writes rows failed for what a row holds."""
-    state = sqlstate(error)
-    if state is None:
-        return False
-    return state.startswith("22") or (
-        state.startswith("23") and constraint(error) in ROW_CONSTRAINTS
-    )
 
 
 def is_lock_timeout(error: BaseException) -> bool:

@@ -14,6 +14,8 @@ from heartbeat_app.storage.marks import HOUR
 from heartbeat_app.storage.prepared import Bound, Prepared
 from heartbeat_app.storage.tables import (
     DELAY_BOUNDS_SECONDS,
+    FIRST_DELAY_BUCKETS,
+    WIDER_DELAY_BUCKETS,
     ingest_hour,
     ingest_minute,
 )
@@ -37,17 +39,18 @@ ADD = Prepared(
     "ingest_add",
     (
         "TIMESTAMPTZ", "DOUBLE PRECISION", "TEXT[]", "INTEGER[]",
-        *["BIGINT[]"] * len(COUNTED), *["DOUBLE PRECISION[]"] * 2, "TEXT[]",
+        *["BIGINT[]"] * len(COUNTED), *["DOUBLE PRECISION[]"] * 3, "TEXT[]",
     ),
     """
     INSERT INTO ingest_minute AS old (
         topic_id, partition, minute, batches, consumed, stored, duplicate, dead,
-        delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds)
+        delay_sum_seconds, delay_max_seconds, delay_min_seconds, delay_histogram,
+        write_seconds)
     SELECT topic_id, partition, $1, 1, consumed, stored, duplicate, dead,
-           delay_sum, delay_max, CAST(histogram AS BIGINT[]), $2
-    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11) AS new (
+           delay_sum, delay_max, delay_min, CAST(histogram AS BIGINT[]), $2
+    FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12) AS new (
         topic_id, partition, consumed, stored, duplicate, dead,
-        delay_sum, delay_max, histogram)
+        delay_sum, delay_max, delay_min, histogram)
     ON CONFLICT (topic_id, partition, minute) DO UPDATE SET
         batches = old.batches + 1,
         consumed = old.consumed + excluded.consumed,
@@ -56,6 +59,7 @@ ADD = Prepared(
         dead = old.dead + excluded.dead,
         delay_sum_seconds = old.delay_sum_seconds + excluded.delay_sum_seconds,
         delay_max_seconds = GREATEST(old.delay_max_seconds, excluded.delay_max_seconds),
+        delay_min_seconds = LEAST(old.delay_min_seconds, excluded.delay_min_seconds),
         delay_histogram = histogram_add(old.delay_histogram, excluded.delay_histogram),
         write_seconds = old.write_seconds + excluded.write_seconds
     """,
@@ -64,11 +68,16 @@ ADD = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class Delays:
-    """How long beats took to their rows, in seconds; see DELAY_BOUNDS_SECONDS."""
+    """How long beats took to their rows, in seconds; see DELAY_BOUNDS_SECONDS.
+
+    Attributes:
+        shortest: None where there are none.
+    """
 
     total: float
     longest: float
     histogram: Sequence[int]
+    shortest: float | None = None
 
     @classmethod
     def of(cls, timestamps: Collection[datetime], now: datetime) -> Delays:
@@ -82,13 +91,15 @@ class Delays:
             timestamps = [min(now, timestamp) for timestamp in timestamps]
         delays = [now - timestamp for timestamp in timestamps]
         longest = max(delays).total_seconds()
-        lowest = bisect_left(DELAY_BOUNDS_SECONDS, (now - latest).total_seconds())
+        shortest = (now - latest).total_seconds()
+        lowest = bisect_left(DELAY_BOUNDS_SECONDS, shortest)
         if lowest == bisect_left(DELAY_BOUNDS_SECONDS, longest):
             histogram[lowest] = len(delays)  # a backlog: all in one bucket
         else:
             for delay in delays:
                 histogram[bisect_left(DELAY_BOUNDS_SECONDS, delay.total_seconds())] += 1
-        return cls(sum(delays, timedelta()).total_seconds(), longest, histogram)
+        total = sum(delays, timedelta()).total_seconds()
+        return cls(total, longest, histogram, shortest)
 
 
 NO_DELAYS = Delays(0.0, 0.0, [0] * (len(DELAY_BOUNDS_SECONDS) + 1))
@@ -126,8 +137,18 @@ def recording(
         *([each.counts[name] for each in arrivals] for name in COUNTED),
         [delay.total for delay in delays],
         [delay.longest for delay in delays],
-        [f"{{{','.join(map(str, delay.histogram))}}}" for delay in delays],
+        [delay.shortest for delay in delays],
+        [f"{{{','.join(map(str, _in_places(delay.histogram)))}}}" for delay in delays],
     )
+
+
+def _in_places(histogram: Sequence[int]) -> list[int]:
+    """As the column has it."""
+    return [
+        *histogram[:FIRST_DELAY_BUCKETS],
+        *[0] * WIDER_DELAY_BUCKETS,
+        *histogram[FIRST_DELAY_BUCKETS:],
+    ]
 
 
 class Hours:

@@ -110,7 +110,7 @@ SELECT (floor(date_part('epoch', "timestamp") / :seconds) * :seconds)::BIGINT,
        avg(heart_rate)::DOUBLE PRECISION, min(heart_rate), max(heart_rate), count(*)
 FROM heartbeats
 WHERE customer_id = :customer_id
-  AND "timestamp" >= now() - :span AND "timestamp" <= now()
+  AND "timestamp" >= now() - :span AND "timestamp" < now()
 GROUP BY 1 ORDER BY 1
 """)
 

@@ -9,11 +9,19 @@ the locks of its tables.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import DBAPIError, OperationalError
+
+from heartbeat_app.storage import errors
+from heartbeat_app.storage.sessions import SharedSessionError
+
+# SQLSTATEs: there is no such prepared statement; there is one already.
+PREPARED_ELSEWHERE = {"26000", "42P05"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +73,33 @@ def run(
     bound = [each for each in statements if isinstance(each, Bound)]
     for each in bound:
         if each.statement.name not in connection.info:
-            connection.exec_driver_sql(each.statement.prepare)
+            with _own_session(connection):
+                connection.exec_driver_sql(each.statement.prepare)
             connection.info[each.statement.name] = True
-    return connection.exec_driver_sql(
-        "; ".join(
-            [
-                each.statement.execution if isinstance(each, Bound) else each.sql
-                for each in statements
-            ]
-        ),
-        tuple([value for each in bound for value in each.parameters]),
-    )
+    with _own_session(connection):
+        return connection.exec_driver_sql(
+            "; ".join(
+                [
+                    each.statement.execution if isinstance(each, Bound) else each.sql
+                    for each in statements
+                ]
+            ),
+            tuple([value for each in bound for value in each.parameters]),
+        )
+
+
+@contextmanager
+def _own_session(connection: Connection) -> Iterator[None]:
+    """Take a statement that only another session has prepared for what it means.
+
+    Poolers that share sessions are refused when a connection is made; one that is
+    configured anew under a running worker shows here.
+    """
+    try:
+        yield
+    except DBAPIError as error:
+        if errors.sqlstate(error) not in PREPARED_ELSEWHERE:
+            raise
+        connection.invalidate()
+        shared = SharedSessionError(connection.engine.url)
+        raise OperationalError(None, None, shared) from error

@@ -68,7 +68,7 @@ LAST_MINUTE = text("""
 SELECT count(*), count(DISTINCT customer_id), min(heart_rate), max(heart_rate),
        round(avg(heart_rate), 3)::DOUBLE PRECISION
 FROM heartbeats
-WHERE "timestamp" > now() - INTERVAL '1 minute' AND "timestamp" <= now()
+WHERE "timestamp" >= now() - INTERVAL '1 minute' AND "timestamp" < now()
 """)
 
 
@@ -107,6 +107,7 @@ def read_recent(engine: Engine) -> Recent:
     lately = (
         select(
             func.histogram_sum(minutes.delay_histogram).label("delays"),
+            func.min(minutes.delay_min_seconds).label("shortest"),
             func.max(minutes.delay_max_seconds).label("longest"),
             func.sum(minutes.stored).label("stored"),
             func.extract("epoch", func.now() - since).label("seconds"),
@@ -120,16 +121,17 @@ def read_recent(engine: Engine) -> Recent:
             select(
                 lately.stored,
                 lately.seconds,
-                func.delay_quantile(lately.delays, 0.5),
-                func.delay_quantile(lately.delays, 0.95),
+                func.delay_quantile(
+                    lately.delays, 0.5, lately.shortest, lately.longest
+                ),
+                func.delay_quantile(
+                    lately.delays, 0.95, lately.shortest, lately.longest
+                ),
                 lately.longest,
             )
         ).one()
     if p50 is None:
         longest = None  # whatever came in, none of it was a new beat
-    else:
-        # Between the bounds of a bucket it is a guess; it must not exceed the longest.
-        p50, p95 = min(p50, longest), min(p95, longest)
     rate = None if stored is None else float(stored) / max(1.0, float(seconds))
     return Recent(rate, p50, p95, longest)
 

@@ -36,9 +36,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.excerpts import KEPT_BYTES
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import days, erasures, errors, marks
+from heartbeat_app.storage import days, erasures, errors, marks, probe
 from heartbeat_app.storage.tables import dead_letters, heartbeats
+from heartbeat_app.storage.trouble import PROOFS
 from heartbeat_app.validation import Reason, Refusal, Rules, check
 
 STORED = "stored"
@@ -72,7 +74,14 @@ _pending = and_(
     _c.reason != Reason.CUSTOMER_ERASED.value,
 )
 # What it needs was not kept.
-_incomplete = or_(_c.record_size.is_not(None), _c.last_offset.is_not(None))
+_incomplete = or_(
+    # Never null, which would leave out letters of whole records.
+    and_(
+        _c.record_size.is_not(None),
+        or_(_c.record_size > KEPT_BYTES, _c.value.is_(None)),
+    ),
+    _c.last_offset.is_not(None),
+)
 
 
 def refused(reason: Reason) -> str:
@@ -232,9 +241,7 @@ def _store_patiently(
             _refuse_days(engine, batch, now, make=True)
             return _store(engine, batch, which)
         except DBAPIError as error:
-            lost = errors.sqlstate(error) in _LOST_AGAINST_ANOTHER
-            # A day may also have been dropped since we looked.
-            if attempt == ATTEMPTS or not (lost or errors.is_missing_day(error)):
+            if attempt == ATTEMPTS or not _passes_by_itself(error):
                 raise
         time.sleep(PAUSE_SECONDS * attempt)
     raise AssertionError("unreachable")
@@ -263,7 +270,7 @@ def _store(engine: Engine, batch: _Batch, which: ColumnElement[bool]) -> _Outcom
             with connection.begin_nested():
                 stored = _insert(connection, beats)
         except DBAPIError as error:
-            if not errors.is_row_fault(error):
+            if _passes_by_itself(error):
                 raise
             stored = _insert_one_by_one(connection, beats, outcomes)
         outcomes.update(dict.fromkeys(stored, STORED))
@@ -328,17 +335,40 @@ def _insert(connection: Connection, beats: dict[int, Heartbeat]) -> list[int]:
 def _insert_one_by_one(
     connection: Connection, beats: dict[int, Heartbeat], outcomes: _Outcomes
 ) -> list[int]:
-    """The same where PostgreSQL rejects some row: only that one stays refused."""
+    """The same where some row fails: only what fails alone stays refused.
+
+    Raises:
+        DBAPIError: A probe fails, too: it is an outage.
+    """
     stored: list[int] = []
     for letter_id, beat in beats.items():
-        try:
-            with connection.begin_nested():
-                stored.extend(_insert(connection, {letter_id: beat}))
-        except DBAPIError as error:
-            if not errors.is_row_fault(error):
-                raise
+        for _ in range(PROOFS):
+            try:
+                with connection.begin_nested():
+                    stored.extend(_insert(connection, {letter_id: beat}))
+                break
+            except DBAPIError as error:
+                if _passes_by_itself(error):
+                    raise
+            _probe(connection, beat)
+        else:
             outcomes[letter_id] = refused(Reason.REJECTED_BY_DATABASE)
     return stored
+
+
+def _probe(connection: Connection, beat: Heartbeat) -> None:
+    """Insert a beat like it that is made up, and take it back."""
+    savepoint = connection.begin_nested()
+    try:
+        _insert(connection, {0: probe.beat_like(beat)})
+    finally:
+        savepoint.rollback()
+
+
+def _passes_by_itself(error: DBAPIError) -> bool:
+    """Whether another transaction was in the way, or the day was dropped just now."""
+    lost = errors.sqlstate(error) in _LOST_AGAINST_ANOTHER
+    return lost or errors.is_missing_day(error)
 
 
 def _rates_there(

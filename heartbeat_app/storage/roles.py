@@ -8,7 +8,7 @@ owner, who runs the migrations, may change or remove tables.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from psycopg2 import Error
@@ -17,6 +17,7 @@ from psycopg2.sql import SQL, Composable, Identifier, Literal
 from sqlalchemy import Connection
 
 from heartbeat_app.config import Settings
+from heartbeat_app.storage.sessions import PINNED
 from heartbeat_app.storage.tables import LOCKS, erased_customers, metadata
 
 # Alembic's, so that it is shown beside what the migrations say.
@@ -33,7 +34,16 @@ READER_SETTINGS = {
     "idle_in_transaction_session_timeout": "60s",
     "default_transaction_read_only": "on",
     "jit": "off",
-}
+    # Grafana asks for none of these itself.
+    **{
+        name: PINNED[name]
+        for name in (
+            "bytea_output", "datestyle", "extra_float_digits", "intervalstyle",
+            "search_path", "standard_conforming_strings", "timezone",
+            "transform_null_equals",
+        )
+    },
+}  # fmt: skip
 # Only superusers set this one, and so the role cannot lift it.
 READER_TEMP_FILES = ("temp_file_limit", "256MB")
 # Grafana takes five.
@@ -72,9 +82,9 @@ WORKER = (
     "drop_dead_letters(TIMESTAMPTZ, INTEGER), take_lock(TEXT) TO {role}",
     "GRANT SELECT, INSERT (topic_id, partition, minute, batches, consumed, stored, "
     "duplicate, dead, delay_sum_seconds, delay_max_seconds, delay_histogram, "
-    "write_seconds), UPDATE (batches, consumed, stored, duplicate, dead, "
-    "delay_sum_seconds, delay_max_seconds, delay_histogram, write_seconds) "
-    "ON ingest_minute TO {role}",
+    "write_seconds, delay_min_seconds), UPDATE (batches, consumed, stored, "
+    "duplicate, dead, delay_sum_seconds, delay_max_seconds, delay_histogram, "
+    "write_seconds, delay_min_seconds) ON ingest_minute TO {role}",
     "GRANT SELECT ON erased_customers, alembic_version, partitions_lock, "
     "rollups_lock, ingest_lock, retention_lock TO {role}",
     # For a dump of what is no partition.
@@ -120,7 +130,11 @@ IS_SUPERUSER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s AND rolsu
 MAY_CREATE_ROLES = (
     "SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user"
 )
-NOT_ALLOWED = "42501"  # SQLSTATE
+# SQLSTATEs
+NOT_ALLOWED = "42501"
+# "Tuple concurrently updated", and a role that another session has just made.
+CHANGED_MEANWHILE = {"XX000", "42710", "23505"}
+ATTEMPTS = 20  # each that fails means that another migration is done with the role
 
 
 def ensure_roles(connection: Connection, settings: Settings) -> None:
@@ -230,7 +244,7 @@ class _Roles:
     def take_large_objects(self) -> bool:
         """Have nobody write large objects; False where the owner cannot."""
         return not self._ask(EVERYBODY_MAY_KEEP_OBJECTS) or self._try(
-            [SQL(NO_LARGE_OBJECTS)]
+            lambda: [SQL(NO_LARGE_OBJECTS)]
         )
 
     def limit(self, role: str, connections: int, defaults: Mapping[str, str]) -> bool:
@@ -248,13 +262,13 @@ class _Roles:
             Identifier(role), Literal(connections)
         )
         return self._try(
-            [limit, *(each.format(Identifier(role), self._database) for each in reset)]
+            lambda: [limit, *(each.format(Identifier(role), self._database) for each in reset)]
         ) and self.set_defaults(role, defaults.items())
 
     def set_defaults(self, role: str, defaults: Iterable[tuple[str, str]]) -> bool:
         """Set what a role's sessions begin with; False where the owner may not."""
         return self._try(
-            [
+            lambda: [
                 SQL("ALTER ROLE {} SET {} = {}").format(
                     Identifier(role), Identifier(name), Literal(value)
                 )
@@ -286,11 +300,15 @@ class _Roles:
             )
         # Only the verifier travels, so that no log of the server holds the password.
         verifier = encrypt_password(password, role, self._raw, "scram-sha-256")
-        verb = SQL("ALTER" if there else "CREATE")
-        wanted = SQL("{} ROLE {} LOGIN PASSWORD {}").format(
-            verb, Identifier(role), Literal(verifier)
-        )
-        if not self._try([wanted]):
+
+        def wanted() -> Iterator[Composable]:
+            yield SQL("{} ROLE {} LOGIN PASSWORD {}").format(
+                SQL("ALTER" if self.knows(role) else "CREATE"),
+                Identifier(role),
+                Literal(verifier),
+            )
+
+        if not self._try(wanted):
             log.warning(
                 "The role %s was made by another owner: it gets what it needs in this "
                 "database, but keeps its password, whatever %s says.",
@@ -299,18 +317,26 @@ class _Roles:
             )
         return True
 
-    def _try(self, statements: Sequence[Composable]) -> bool:
-        """Run them all or none; False where the owner may not."""
-        self._execute(SQL("SAVEPOINT roles"))
-        try:
-            for statement in statements:
-                self._execute(statement)
-        except Error as error:
-            if error.pgcode != NOT_ALLOWED:
-                raise
-            self._execute(SQL("ROLLBACK TO SAVEPOINT roles"))
-            return False
-        self._execute(SQL("RELEASE SAVEPOINT roles"))
+    def _try(self, statements: Callable[[], Iterable[Composable]]) -> bool:
+        """Run them all or none; False where the owner may not.
+
+        Roles are the server's: the migrations of its other databases may change the
+        same one at the same time, and then PostgreSQL lets one of them fail.
+        """
+        for attempts_left in reversed(range(ATTEMPTS)):
+            self._execute(SQL("SAVEPOINT roles"))
+            try:
+                for statement in statements():
+                    self._execute(statement)
+            except Error as error:
+                self._execute(SQL("ROLLBACK TO SAVEPOINT roles"))
+                if error.pgcode == NOT_ALLOWED:
+                    return False
+                if error.pgcode not in CHANGED_MEANWHILE or not attempts_left:
+                    raise
+                continue
+            self._execute(SQL("RELEASE SAVEPOINT roles"))
+            break
         return True
 
     def _execute(self, statement: Composable) -> None:

@@ -26,8 +26,12 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.storage.days import existing_days
-from heartbeat_app.storage.marks import HOUR, MINUTE, day_span, merged
-from heartbeat_app.storage.tables import rollup_marks
+from heartbeat_app.storage.marks import DAY, HOUR, MINUTE, day_span, merged
+from heartbeat_app.storage.tables import (
+    heartbeats_hour,
+    heartbeats_hour_all,
+    rollup_marks,
+)
 
 # There are no days of beats before or after.
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
@@ -78,6 +82,9 @@ class Job:
         self._step = 10 * MINUTE  # for one statement
         # Hours that failed or took a whole pass, in the order in which they did.
         self._put_off: dict[datetime, None] = {}
+        # The hours from here on have the rates of their minutes.
+        self._rates_since = LATEST
+        self._has_rates = False
 
     def run_pass(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Work out what is marked now; whether all of it was done, by whomever.
@@ -120,7 +127,37 @@ class Job:
                     self._put_off[hour] = None
         if failed is not None:
             raise failed
+        if done:
+            self._add_minute_rates(enough, stopped)
         return done
+
+    def _add_minute_rates(self, enough: float, stopped: Callable[[], bool]) -> None:
+        """Add them to hours that were rolled up before migration 0009.
+
+        Day by day, the latest first; each worker looks at each hour once.
+        """
+        c = heartbeats_hour.c
+        all_hours = heartbeats_hour_all.c.hour
+        while not self._has_rates and not stopped() and time.monotonic() < enough:
+            with self._engine.begin() as connection:
+                if not _lock(connection):
+                    return
+                newest = connection.scalar(
+                    select(func.max(all_hours)).where(all_hours < self._rates_since)
+                )
+                if newest is None:
+                    self._has_rates = True
+                    return
+                day, _ = day_span(newest.astimezone(UTC).date())
+                unknown = (
+                    select(c.hour)
+                    .where(c.hour >= day, c.hour < day + DAY)
+                    .where(c.minute_rates.is_(None))
+                    .distinct()
+                )
+                for hour in connection.scalars(unknown).all():
+                    connection.execute(select(func.roll_up_hour(hour)))
+            self._rates_since = day
 
     def _in_turn(self, hours: Collection[datetime]) -> list[datetime]:
         """The latest first; of those that were put off one early, the others last.

@@ -45,7 +45,9 @@ SELECT count(*), min(hour) FROM (
     SELECT customer_id, date_trunc('hour', minute, 'UTC') AS hour,
            sum(count) AS count, sum(sum) AS sum, min(min) AS min, max(max) AS max,
            (array_agg(first ORDER BY minute))[1] AS first,
-           (array_agg(last ORDER BY minute DESC))[1] AS last
+           (array_agg(last ORDER BY minute DESC))[1] AS last,
+           array_agg(floor(sum::NUMERIC * 100 / count)::SMALLINT
+                     ORDER BY sum::NUMERIC / count) AS minute_rates
     FROM heartbeats_minute
     WHERE minute >= :since AND minute < :until
     GROUP BY 1, 2
@@ -57,6 +59,8 @@ WHERE (minutes.count, minutes.sum, minutes.min, minutes.max, minutes.first,
        minutes.last)
     IS DISTINCT FROM
     (there.count, there.sum, there.min, there.max, there.first, there.last)
+   -- Of an hour from before migration 0009 they may not be known yet.
+   OR minutes.minute_rates <> there.minute_rates
 """
 )
 MINUTES_OF_ALL_OFF = text(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
@@ -26,12 +28,19 @@ from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 metadata = MetaData()
 
 # A beat's journey from its timestamp to its row, in seconds: the upper bounds of the
-# buckets of ingest_minute.delay_histogram; one more bucket holds all that is slower.
-# The database's delay_quantile() knows the same bounds.
+# buckets that are counted; one more bucket holds all that is slower. The database's
+# delay_quantile() knows the same bounds.
 DELAY_BOUNDS_SECONDS = (
-    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5,
-    1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0,
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0,
+    20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0,
+    1200.0, 1800.0, 2700.0, 3600.0, 5400.0, 7200.0, 10800.0, 14400.0, 21600.0, 28800.0,
+    43200.0, 86400.0, 172800.0, 345600.0, 604800.0, 1209600.0, 2592000.0, 7776000.0,
+    31536000.0,
 )  # fmt: skip
+# In ingest_minute.delay_histogram places between the first of them and the others hold
+# what was counted in wider buckets, before migration 0009.
+FIRST_DELAY_BUCKETS = 13
+WIDER_DELAY_BUCKETS = 5
 
 
 def _customer_id() -> Column[str]:
@@ -152,6 +161,8 @@ def _ingest(name: str, begin: str) -> Table:
         Column("delay_max_seconds", Double, nullable=False),
         Column("delay_histogram", ARRAY(BigInteger), nullable=False),
         Column("write_seconds", Double, nullable=False),
+        # None where no beat was stored, and of what came in before migration 0009.
+        Column("delay_min_seconds", Double),
         PrimaryKeyConstraint("topic_id", "partition", begin, name=f"{name}_pkey"),
         Index(f"idx_{name}_{begin}", begin),
     )
@@ -162,7 +173,7 @@ ingest_minute = _ingest("ingest_minute", "minute")
 ingest_hour = _ingest("ingest_hour", "hour")
 
 
-def _rollup(name: str, begin: str) -> Table:
+def _rollup(name: str, begin: str, *more: Column[Any]) -> Table:
     """What one customer's beats were in each minute, or hour."""
     return Table(
         name,
@@ -176,6 +187,7 @@ def _rollup(name: str, begin: str) -> Table:
         Column("max", SmallInteger, nullable=False),
         Column("first", SmallInteger, nullable=False),
         Column("last", SmallInteger, nullable=False),
+        *more,
         PrimaryKeyConstraint("customer_id", begin, name=f"{name}_pkey"),
         Index(f"idx_{name}_{begin}", begin),
         postgresql_partition_by=f"RANGE ({begin})",
@@ -201,7 +213,13 @@ def _rollup_of_all(name: str, begin: str) -> Table:
 
 # The roll-ups, partitioned by UTC month; the functions of migration 0002 write them.
 heartbeats_minute = _rollup("heartbeats_minute", "minute")
-heartbeats_hour = _rollup("heartbeats_hour", "hour")
+heartbeats_hour = _rollup(
+    "heartbeats_hour",
+    "hour",
+    # The average of each minute that has beats, in hundredths, rounded down, ascending;
+    # None of hours whose minutes were dropped before migration 0009.
+    Column("minute_rates", ARRAY(SmallInteger)),
+)
 heartbeats_minute_all = _rollup_of_all("heartbeats_minute_all", "minute")
 heartbeats_hour_all = _rollup_of_all("heartbeats_hour_all", "hour")
 

@@ -14,6 +14,11 @@ and 7 and 8 are another.
 7. mark the beats' minutes for the roll-ups; add the batch to the minute in which it
    came and to the ledger, whose constraints check the sums
 8. commit
+
+What fails is tried again. What fails once more is halved, whatever the error, as long
+as a probe, a record that is made up, passes 2 to 7 and is rolled back: the database
+takes records, so one of these may be at fault. A record that fails alone, again and
+again, between probes that pass, is kept as a dead letter. Everything else is an outage.
 """
 
 from __future__ import annotations
@@ -22,15 +27,18 @@ import logging
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 
+from msgspec import structs
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
-from heartbeat_app.exceptions import ApartError, LedgerWentBackError
+from heartbeat_app.exceptions import ApartError, BooksError, LedgerWentBackError
+from heartbeat_app.excerpts import excerpt
 from heartbeat_app.storage import (
     days,
     erasures,
@@ -40,13 +48,21 @@ from heartbeat_app.storage import (
     marks,
     opening,
 )
-from heartbeat_app.storage.beats import Inserted, insert_beats, insert_new_beats
+from heartbeat_app.storage import engine as limits
+from heartbeat_app.storage.beats import (
+    Inserted,
+    insert_beats,
+    insert_every_way,
+    insert_new_beats,
+)
 from heartbeat_app.storage.dead_letters import insert_dead_letters
 from heartbeat_app.storage.engine import Uses
 from heartbeat_app.storage.erasures import Erased
-from heartbeat_app.storage.prepared import run
+from heartbeat_app.storage.prepared import Plain, run
+from heartbeat_app.storage.probe import probe_of
 from heartbeat_app.storage.repeats import Repeats
-from heartbeat_app.storage.transactions import COMMIT, transaction
+from heartbeat_app.storage.transactions import COMMIT, ROLLBACK, transaction
+from heartbeat_app.storage.trouble import Trouble
 from heartbeat_app.validation import Reason, Refusal
 
 log = logging.getLogger(__name__)
@@ -93,7 +109,8 @@ class Written:
         reasons: How many became dead letters for which reason; their sum is `dead`.
         delays: Of the beats that were stored.
         unexplained: Offsets without a record that no transaction explains.
-        rest: What is still to be written, since all of it was too much at once.
+        rest: What is still to be written: all of it was too much at once, or some
+            record of it may be at fault.
     """
 
     consumed: int = 0
@@ -136,8 +153,8 @@ class Writer:
         # By partition: which beats may be there already.
         self._repeats: defaultdict[tuple[str, int], Repeats] = defaultdict(Repeats)
         self._erased = Erased()
-        # How many records go into a transaction, of partitions that write slowly.
-        self._most: dict[tuple[str, int], int] = {}
+        # Of partitions whose last transaction failed, or was slow.
+        self._troubles: dict[tuple[str, int], Trouble] = {}
         # By partition: how often a write has made its days, or has ended in any way.
         self.signs_of_life: Counter[tuple[str, int]] = Counter()
         self.uses = Uses(engine)
@@ -145,8 +162,9 @@ class Writer:
     def write(self, batch: Batch) -> Written:
         """Store a batch, exactly once however often it is called with it.
 
-        In one transaction; only its first part where the database was too slow for
-        all of it, and then the result tells the rest.
+        In one transaction. Only a part of it, or nothing, where the database was too
+        slow for all of it or may not take some record: then the result tells the rest,
+        to be written at once.
 
         Raises:
             LedgerWentBackError: The batch does not follow what is stored.
@@ -154,31 +172,128 @@ class Writer:
                 same batch may be tried again.
         """
         row = _row(batch)
-        part = batch.first(self._most.get(row, batch.records))
+        trouble = self._troubles.get(row)
+        if trouble is None:
+            return self._write_all(batch)
+        rest = trouble.rest_of(batch)
+        part, probed = self._next_part(trouble, rest)
+        rejects = probed and part.records == 1 and trouble.is_found
+        given = _rejected(part, trouble) if rejects else part
         began = time.monotonic()
         try:
-            [written] = self._try([part])
-        except LedgerWentBackError:
+            [written] = self._try([given], halves=probed and part.records > 1)
+        except (LedgerWentBackError, BooksError):
+            del self._troubles[row]
             raise
-        except Exception:
-            if time.monotonic() - began >= SLOW_SECONDS:
-                self._most[row] = max(1, part.records // 2)
-                log.warning(
-                    "%s: too much at once for the database as it is: going on with "
-                    "%s records a transaction",
-                    part,
-                    f"{self._most[row]:,}",
-                )
+        except Exception as error:
+            seconds = time.monotonic() - began
+            if self._goes_on_at_once(trouble, part, error, seconds, probed=probed):
+                return Written(rest=rest)
             raise
+        trouble.move(part.position)
         # What was stored before says nothing of how quick the database is.
-        quick = written.consumed and time.monotonic() - began < SLOW_SECONDS / 4
-        if row in self._most and quick:
-            self._most[row] *= 2
-            if self._most[row] >= batch.records:
-                del self._most[row]
-        if part is batch:
+        if written.consumed and time.monotonic() - began < SLOW_SECONDS / 4:
+            if rejects:
+                trouble.known, trouble.records = trouble.error, 1  # so may the next be
+            else:
+                trouble.records = 2 * (part.records if probed else trouble.records)
+            if not trouble.is_searched and trouble.records >= rest.records:
+                del self._troubles[row]
+        if part.position == batch.position:
             return written
         return replace(written, rest=batch.since(part.position))
+
+    def _next_part(self, trouble: Trouble, rest: Batch) -> tuple[Batch, bool]:
+        """What to write next; and whether a record of it is searched for."""
+        if not trouble.is_searched:
+            return trouble.part_of(rest), False
+        suspected = trouble.suspected_of(rest)
+        halves = suspected.records > 1
+        # To find it takes a few attempts; what comes of them is not believed before
+        # it is alone, and the database was asked again.
+        if not (halves and trouble.takes_others) and not self._takes_others(
+            suspected, as_large=trouble.lacks_resources
+        ):
+            return trouble.part_of(rest), False
+        if not trouble.takes_others:
+            trouble.takes_others = True
+            log.warning(
+                "%s: it fails again while the database takes other records: looking "
+                "for the one that it fails for, to keep it as a dead letter "
+                "(rejected_by_database)",
+                suspected,
+            )
+        return (suspected.first(suspected.records // 2) if halves else suspected), True
+
+    def _write_all(self, batch: Batch) -> Written:
+        began = time.monotonic()
+        try:
+            [written] = self._try([batch])
+        except (LedgerWentBackError, BooksError):
+            raise
+        except Exception as error:
+            trouble = self._troubles[_row(batch)] = Trouble(batch.asked)
+            trouble.lacks_resources = errors.is_lack_of_resources(error)
+            if time.monotonic() - began >= SLOW_SECONDS:
+                _halve(trouble, batch)
+            raise
+        return written
+
+    def _goes_on_at_once(
+        self,
+        trouble: Trouble,
+        part: Batch,
+        error: Exception,
+        seconds: float,
+        *,
+        probed: bool,
+    ) -> bool:
+        """Learn from a failure that is not the first; False: after a pause.
+
+        True only where a probe passed, and something comes of it: fewer records, or one
+        proof more.
+        """
+        if seconds >= SLOW_SECONDS:
+            _halve(trouble, part)
+            return False
+        trouble.lacks_resources = errors.is_lack_of_resources(error)
+        was_searched = trouble.is_searched
+        trouble.until = part.position
+        if not probed:
+            return trouble.takes_others and not was_searched
+        if part.records != 1:
+            return part.records > 1
+        # As long as a wait for another session may be; that is no fault of a record's.
+        if seconds >= min(limits.LOCK_TIMEOUT_MS, limits.STATEMENT_TIMEOUT_MS) / 1000:
+            return False
+        if errors.is_taken_id(error):
+            return False
+        if trouble.is_found:  # its dead letter failed
+            was_empty, trouble.keeps_nothing = trouble.keeps_nothing, True
+            return not was_empty
+        trouble.failures += 1
+        trouble.error, trouble.why = errors.name(error), errors.sentence(error)
+        return True
+
+    def _takes_others(self, batch: Batch, *, as_large: bool) -> bool:
+        """Whether a probe of the batch's first day passes."""
+        try:
+            with self._attempt([batch]):
+                batch = self._make_days(batch)
+                with transaction(self._engine) as connection:
+                    self._probe(connection, batch, as_large=as_large)
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is an answer)
+            log.debug("%s: the database takes no others: %r", batch, error)
+            return False
+        return True
+
+    def _probe(self, connection: Connection, batch: Batch, *, as_large: bool) -> None:
+        began = time.perf_counter()
+        next_offsets, _ = self._begin(connection, [batch])
+        made = probe_of(batch, next_offsets[batch.partition], as_large=as_large)
+        insert_every_way(connection, made.beats)
+        found = Inserted(stored=[beat.timestamp for beat in made.beats])
+        self._book(connection, [made], [found], began, end=ROLLBACK)
 
     def write_together(self, batches: Sequence[Batch]) -> list[Written]:
         """Store batches of several partitions of a topic in one transaction.
@@ -194,8 +309,8 @@ class Writer:
         rows = [_row(batch) for batch in batches]
         if len({topic_id for topic_id, _ in rows}) > 1:
             raise ApartError("They are of a topic that was made again.")
-        if not self._most.keys().isdisjoint(rows):
-            raise ApartError("The database was too slow for one of them.")
+        if not self._troubles.keys().isdisjoint(rows):
+            raise ApartError("The last write of one of them failed, or was slow.")
         if any(days.days_of(batch.beats) - self._known_days for batch in batches):
             raise ApartError("They need new days.")
         began = time.monotonic()
@@ -205,12 +320,12 @@ class Writer:
             if time.monotonic() - began >= SLOW_SECONDS:
                 # Apart until each was written quickly by itself.
                 for row, batch in zip(rows, batches, strict=True):
-                    self._most[row] = max(1, batch.records)
+                    self._troubles[row] = Trouble(batch.asked, max(1, batch.records))
             raise
 
-    def _try(self, batches: Sequence[Batch]) -> list[Written]:
+    def _try(self, batches: Sequence[Batch], *, halves: bool = False) -> list[Written]:
         """Write batches of different partitions in one transaction."""
-        try:
+        with self._attempt(batches, halves=halves):
             batches = [self._make_days(batch) for batch in batches]
             self._show_life(batches)
             began = time.perf_counter()
@@ -218,6 +333,19 @@ class Writer:
                 written = self._write(connection, batches)
             seconds = time.perf_counter() - began
             return [replace(each, seconds=seconds) for each in written]
+
+    @contextmanager
+    def _attempt(
+        self, batches: Sequence[Batch], *, halves: bool = False
+    ) -> Iterator[None]:
+        """Forget, where it fails, what may have been the reason.
+
+        Arguments:
+            halves: It is one of those that look for a record, which are many, and of
+                which nothing is believed.
+        """
+        try:
+            yield
         except (ApartError, LedgerWentBackError):
             raise
         except Exception as error:
@@ -225,9 +353,10 @@ class Writer:
                 self._known_days.clear()  # dropped behind our back
             # A restored database may have other rows with the same ids.
             self._erased = Erased()
-            # The next attempt begins with new sessions: one that was opened while
-            # the database was read-only stays so.
-            self._engine.dispose()
+            if not halves:
+                # The next attempt begins with new sessions: one that was opened while
+                # the database was read-only stays so.
+                self._engine.dispose()
             raise
         finally:
             self._show_life(batches)
@@ -271,9 +400,22 @@ class Writer:
         self._erased = erased
         new = [erasures.refuse(batch, erased) for batch in new]
         inserted = self._insert(connection, new)
+        written = self._book(connection, new, inserted, began, end=COMMIT)
+        return [written.get(batch.partition, Written()) for batch in batches]
+
+    def _book(
+        self,
+        connection: Connection,
+        batches: Sequence[Batch],
+        inserted: Sequence[Inserted],
+        began: float,
+        *,
+        end: Plain,
+    ) -> Mapping[int, Written]:
+        """Write all that belongs to the beats, and end; by partition what it was."""
         now = self._clock()
         written = {}
-        for batch, found in zip(new, inserted, strict=True):
+        for batch, found in zip(batches, inserted, strict=True):
             refused = _all_refused(batch, found)
             insert_dead_letters(connection, batch, refused, now)
             written[batch.partition] = Written(
@@ -287,7 +429,7 @@ class Writer:
                 delays=ingest.Delays.of(found.stored, now),
                 unexplained=min(batch.unexplained, batch.gap),
             )
-        booked = [(batch, written[batch.partition]) for batch in new]
+        booked = [(batch, written[batch.partition]) for batch in batches]
         run(
             connection,
             [
@@ -298,10 +440,10 @@ class Writer:
                     write_seconds=time.perf_counter() - began,
                 ),
                 ledger.booking([_entry(*each) for each in booked]),
-                COMMIT,
+                end,
             ],
         )
-        return [written.get(batch.partition, Written()) for batch in batches]
+        return written
 
     def _insert(
         self, connection: Connection, batches: Sequence[Batch]
@@ -420,11 +562,42 @@ def _all_refused(batch: Batch, inserted: Inserted) -> list[Refused]:
     return [
         *batch.refused,
         *(Refused(batch.sources[index], conflict) for index in inserted.conflicts),
-        *(
-            Refused(batch.sources[index], Refusal(Reason.REJECTED_BY_DATABASE, why))
-            for index, why in inserted.rejected
-        ),
     ]
+
+
+def _halve(trouble: Trouble, part: Batch) -> None:
+    """Go on with less than what was too much for the time-outs."""
+    trouble.records = max(1, part.records // 2)
+    log.warning(
+        "%s: too much at once for the database as it is: going on with %s records a "
+        "transaction",
+        part,
+        f"{trouble.records:,}",
+    )
+
+
+def _rejected(part: Batch, trouble: Trouble) -> Batch:
+    """The batch of a single record as one of its dead letter."""
+    detail = trouble.why
+    customers = [beat.customer_id for beat in part.beats]
+    records = list(part.sources)
+    for each in part.refused:
+        records.append(each.record)
+        detail += f" (Its dead letter of the reason {each.refusal.reason} failed.)"
+    [record] = records
+    kept = excerpt(record, customers)
+    if trouble.keeps_nothing:
+        kept = structs.replace(kept, key=None, value=None, headers=(), customer_ids=())
+        detail = (
+            "PostgreSQL took neither the record nor the beginning of it, so nothing "
+            "of its bytes is kept."
+        )
+    return replace(
+        part,
+        beats=[],
+        sources=[],
+        refused=[Refused(kept, Refusal(Reason.REJECTED_BY_DATABASE, detail))],
+    )
 
 
 def _arrival(batch: Batch, written: Written) -> ingest.Arrival:

@@ -207,15 +207,14 @@ BY_SCENARIO = (
     ),
     Guard(
         "an-outage-is-no-bad-record",
-        "only what a row holds makes it a dead letter, by SQLSTATE and constraint",
+        "only what fails alone between probes that pass becomes a dead letter",
         "migrated-meanwhile",
         "dead letters (expected, found)",
         (
             Patch(
-                "heartbeat_app/storage/errors.py",
-                '        state.startswith("23") and constraint(error) in'
-                " ROW_CONSTRAINTS\n",
-                '        state.startswith("23")\n',
+                WRITER,
+                "            return False\n        return True\n",
+                "            return True\n        return True\n",
             ),
         ),
     ),
@@ -224,18 +223,18 @@ BY_SCENARIO = (
         "an attempt after a failure asks in new sessions, not in ones of before",
         "read-only",
         "it goes on",
-        (Patch(WRITER, "            self._engine.dispose()\n", ""),),
+        (Patch(WRITER, "self._engine.dispose()\n", "pass\n"),),
     ),
     Guard(
         "halving",
         "of a batch with a row that PostgreSQL does not take only that row is refused",
         "rows-at-fault",
-        "rejected_by_database",
+        "the first ones are read",
         (
             Patch(
-                "heartbeat_app/storage/beats.py",
-                "        if end - first == 1:\n",
-                "        if True:\n",
+                WRITER,
+                "        halves = suspected.records > 1\n",
+                "        halves = False\n",
             ),
         ),
     ),
@@ -247,8 +246,8 @@ BY_SCENARIO = (
         (
             Patch(
                 WRITER,
-                "        part = batch.first(self._most.get(row, batch.records))\n",
-                "        part = batch\n",
+                "        part, probed = self._next_part(trouble, rest)\n",
+                "        part, probed = rest, False\n",
             ),
         ),
     ),

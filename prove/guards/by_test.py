@@ -269,8 +269,8 @@ BY_TEST = (
         "serializable",
         (
             Patch(
-                ENGINE,
-                '        f" -c default_transaction_isolation=read\\\\ committed"\n',
+                "heartbeat_app/storage/sessions.py",
+                '    "default_transaction_isolation": "read committed",\n',
                 "",
             ),
         ),
@@ -298,9 +298,8 @@ BY_TEST = (
         (
             Patch(
                 WRITER,
-                "            self._erased = Erased()\n"
-                "            # The next",
-                "            # The next",
+                "            self._erased = Erased()\n            if not halves:\n",
+                "            if not halves:\n",
             ),
         ),
     ),

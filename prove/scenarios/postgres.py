@@ -436,6 +436,43 @@ def make_read_only(world: World) -> None:
     execute(world, f"{setting} = off", **admin)
 
 
+@scenario("the worker's right to insert revoked for a while, table by table")
+def insert_revoked(world: World) -> None:
+    feed = world.stream()
+    role = world.environ["POSTGRESQL_USERNAME"]
+    for table in ("heartbeats", "dead_letters", "rollup_marks", "ingest_minute"):
+        world.pause(1.0, 3.0)
+        execute(world, f"REVOKE INSERT ON {table} FROM {role}")
+        world.did("INSERT revoked for 4 to 8 s")
+        world.pause(4.0, 8.0)
+        execute(world, f"GRANT INSERT ON {table} TO {role}")
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "InsufficientPrivilege")
+    require_no_restart(world)
+
+
+@scenario("a trigger that raises for every row, for a while, by one error or another")
+def raising_trigger(world: World) -> None:
+    feed = world.stream()
+    for state in ("P0001", "22000", "23514", "XX000", "40001"):
+        world.pause(1.0, 2.0)
+        execute(
+            world,
+            "CREATE OR REPLACE FUNCTION raise_always() RETURNS trigger LANGUAGE plpgsql"
+            f" AS $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$",
+            "CREATE TRIGGER raise_always BEFORE INSERT ON heartbeats"
+            " FOR EACH ROW EXECUTE FUNCTION raise_always()",
+        )
+        world.did("a trigger that raises for every row, for 3 to 6 s")
+        world.pause(3.0, 6.0)
+        execute(world, "DROP TRIGGER raise_always ON heartbeats")
+        world.wait_for_more("it goes on")
+    feed.stop()
+    require_logged(world, "RaiseException")
+    require_no_restart(world)
+
+
 @scenario("the disk of the tables full, and freed again")
 def disk_full(world: World) -> None:
     disk = SmallDisk(world, megabytes=192)
@@ -518,12 +555,9 @@ def too_many_connections(world: World) -> None:
 
 @scenario("rows that PostgreSQL does not take, among others in a batch", quick=True)
 def rows_at_fault(world: World) -> None:
-    # By the name of the application's own: what others forbid is tried again and again
-    # until a person decides.
     execute(
         world,
-        "ALTER TABLE heartbeats DROP CONSTRAINT heart_rate_range",
-        "ALTER TABLE heartbeats ADD CONSTRAINT heart_rate_range"
+        "ALTER TABLE heartbeats ADD CONSTRAINT somebodys"
         " CHECK (customer_id <> 'unknown')",
     )
     oracle = world.oracle

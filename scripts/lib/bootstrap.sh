@@ -69,6 +69,8 @@ ensure_venv() {
                 "Run this as that user, or remove $folder and start again."
         fi
     done
+    [[ ! -e .heartbeat || -d .heartbeat ]] ||
+        fail "$PWD/.heartbeat is no folder. Move it away and start again."
     mkdir -p -m 700 .heartbeat
     is_whole_venv || make_venv
     install "$extras"

@@ -22,11 +22,11 @@ from typing import Any
 import psutil
 import psycopg2
 import pytest
-from dotenv import dotenv_values
 
 from heartbeat_app.config import variables
 from heartbeat_app.demo.env_file import ensure_env_file
 from heartbeat_app.embedded import kafka_jars
+from heartbeat_app.env_file import read_env_file
 from heartbeat_app.exceptions import EmbeddedServerError
 from tests.servers import PROJECT, free_port, wait_until
 
@@ -82,7 +82,7 @@ class Copy:
 
     def count_rows(self) -> int:
         """As psql over TCP sees it, with what .env says."""
-        env = dotenv_values(self.folder / ".env")
+        env = read_env_file(self.folder / ".env", {})
         with (
             closing(
                 psycopg2.connect(
@@ -272,7 +272,7 @@ def test_a_newcomer_needs_one_command(newcomer: Copy) -> None:
     assert newcomer.processes() == []
     env = newcomer.folder / ".env"
     assert stat.S_IMODE(env.stat().st_mode) == 0o600
-    assert len(dotenv_values(env)["POSTGRESQL_PASSWORD"] or "") > 20
+    assert len(read_env_file(env, {})["POSTGRESQL_PASSWORD"]) > 20
     assert ".heartbeat/" in (PROJECT / ".gitignore").read_text().splitlines()
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from dotenv import dotenv_values
 from sqlalchemy import Engine, text
 
 from heartbeat_app.config import variables
 from heartbeat_app.demo.env_file import ensure_env_file
+from heartbeat_app.env_file import read_env_file
 from tests.acceptance.test_demo import Copy
 from tests.secured import Secured, secured
 from tests.servers import PROJECT, Worker
@@ -223,7 +223,7 @@ def test_the_demo_tells_none_either(tmp_path: Path) -> None:
     """Its passwords are made by itself; its worker is given its own only."""
     copy = Copy(tmp_path / "project")
     ensure_env_file(copy.folder)
-    made = dotenv_values(copy.folder / ".env")
+    made = read_env_file(copy.folder / ".env", {})
     hidden = {n: v for n, v in made.items() if n.endswith("PASSWORD") and v}
     assert len(set(hidden.values())) == 3
     with CommandLines() as lines:

@@ -352,3 +352,11 @@ def test_the_worker_is_given_time_to_stop(services: dict[str, Any]) -> None:
     # Docker's own 10 s is what the worker may take; PostgreSQL's docs call 90 s short.
     for name in ("kafka", "postgresql", "worker"):
         assert int(services[name]["stop_grace_period"].removesuffix("s")) >= 30, name
+
+
+def test_postgresql_keeps_records_out_of_its_log(services: dict[str, Any]) -> None:
+    assert services["postgresql"]["command"] == [
+        "postgres",
+        *("-c", "log_min_error_statement=panic"),
+        *("-c", "log_error_verbosity=terse"),
+    ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from heartbeat_app import models
+from heartbeat_app import models, reference
 from heartbeat_app.batches import decode_records
 from heartbeat_app.models import Heartbeat
 from heartbeat_app.storage.copy import beats_rows
 from heartbeat_app.validation import Reason, Refusal, Rules, check
 from tests import copied
-from tests.fuzz import reference
 from tests.storing import Received
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

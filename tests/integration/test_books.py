@@ -197,7 +197,7 @@ def test_a_worker_may_write_meanwhile(engine: Engine, shelf: Shelf, deep: bool) 
 
 def test_the_books_are_only_read(engine: Engine, shelf: Shelf) -> None:
     with (
-        module._snapshot(engine) as connection,
+        module.snapshot_of(engine) as connection,
         pytest.raises(DBAPIError, match="read-only"),
     ):
         connection.exec_driver_sql("DELETE FROM dead_letters")

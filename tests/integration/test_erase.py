@@ -144,7 +144,7 @@ def test_nothing_of_the_customer_is_left_and_the_books_balance(
         owner, "anna", lambda so_far: told.append((so_far.done, so_far.total))
     )
     assert (erasure.beats, erasure.rollups, erasure.letters) == (10, 0, 5)
-    assert (erasure.elsewhere, told[-1]) == ([], (11, 11))
+    assert (erasure.elsewhere, told[-1]) == ([], (22, 22))
     assert names(kept, "anna") == []
     assert (customers(kept), len(kept.beats())) == ({"bea"}, 10)
     books = read_books(worker_engine, deep=True)
@@ -359,6 +359,9 @@ def test_roll_ups_of_dropped_days_go_too(
     assert kept.beats() == []
     erasure = erase(owner, "anna")
     assert (erasure.beats, erasure.rollups) == (0, 6)
+    # In the sums of all customers the share stays, and that is said.
+    assert erasure.shares == 3
+    assert "the customer's share of 3 dropped days" in report.erased(erasure)
     assert names(kept, "anna") == []
     books = read_books(worker_engine, deep=True)
     assert (books.problems, books.rows and books.rows.dropped) == ([], 18)
@@ -504,7 +507,7 @@ def test_a_day_may_leave_meanwhile(
             kept.do(leaving.format(day=last))
 
     erasure = erase(owner, "anna", leave)
-    assert (erasure.beats, erasure.done) == (beats, 3)
+    assert (erasure.beats, erasure.done) == (beats, 6)
     assert names(kept, "anna") == []
 
 

@@ -57,6 +57,7 @@ def came_in(
             "batches": batches, "consumed": 10 + n, "stored": 7 + n, "duplicate": 2,
             "dead": 1, "delay_sum_seconds": n / 4, "delay_max_seconds": n % 7,
             "delay_histogram": [n, *[1] * 17], "write_seconds": n / 8,
+            "delay_min_seconds": n % 7 if n % 3 else None,
         }
         for n, minute in enumerate(minutes)
     ]  # fmt: skip
@@ -78,12 +79,13 @@ def expected(kept: Kept, until: datetime) -> dict[tuple[int, datetime], Sequence
         if key[1] >= until:
             continue
         new = list(row[3:])
-        old = sums.setdefault(key, [0] * 6 + [0.0, [0] * 18, 0.0])
+        old = sums.setdefault(key, [0] * 6 + [0.0, [0] * 18, 0.0, None])
         sums[key] = [
             *(a + b for a, b in zip(old[:6], new[:6], strict=True)),
             max(old[6], new[6]),
             [a + b for a, b in zip(old[7], new[7], strict=True)],
             old[8] + new[8],
+            min((each for each in (old[9], new[9]) if each is not None), default=None),
         ]
     return {key: tuple(value) for key, value in sorted(sums.items())}
 

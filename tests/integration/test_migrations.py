@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
-from itertools import accumulate
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,12 @@ from heartbeat_app.storage.customers import list_customers, list_latest
 from heartbeat_app.storage.engine import database_url, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS, metadata
+from heartbeat_app.storage.tables import (
+    DELAY_BOUNDS_SECONDS,
+    FIRST_DELAY_BUCKETS,
+    WIDER_DELAY_BUCKETS,
+    metadata,
+)
 from heartbeat_app.storage.writer import Writer
 from tests import debian_postgres
 from tests.servers import (
@@ -36,7 +41,17 @@ from tests.servers import (
     engine_of,
     run,
 )
-from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
+from tests.storing import (
+    START,
+    TOPIC,
+    TOPIC_ID,
+    Kept,
+    batch_of,
+    beat,
+    beats,
+    rows_of,
+    store,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -59,7 +74,18 @@ TABLES = (
 EMPTY = {
     "rollup_marks", "dropped_days", "dropped_dead_letters", "retention", "ingest_hour"
 }  # fmt: skip
-BUCKETS = len(DELAY_BOUNDS_SECONDS) + 1
+PLACES = len(DELAY_BOUNDS_SECONDS) + 1 + WIDER_DELAY_BUCKETS
+# Place, counted from 0, lower and upper bound of each bucket, in order.
+INFINITY = float("inf")
+WIDER = [(10.0, 30.0), (30.0, 60.0), (60.0, 300.0), (300.0, 3600.0), (3600.0, INFINITY)]
+WRITTEN = [
+    (n if n < FIRST_DELAY_BUCKETS else n + WIDER_DELAY_BUCKETS, *bounds)
+    for n, bounds in enumerate(pairwise([0.0, *DELAY_BOUNDS_SECONDS, INFINITY]))
+]
+BUCKETS = sorted(
+    [*WRITTEN, *((FIRST_DELAY_BUCKETS + n, *each) for n, each in enumerate(WIDER))],
+    key=lambda bucket: (bucket[2], bucket[1]),
+)
 
 
 @pytest.fixture
@@ -91,7 +117,7 @@ def store_some(settings: Settings) -> None:
     writer.write(batch_of(beats(3)))
     other_day = beat(at=START - timedelta(days=400))
     items = [*beats(5), beat(rate=99), None, beat("w", rate=0), other_day]
-    written = writer.write(batch_of(items, asked=3))
+    written = store(writer, batch_of(items, asked=3))
     assert (written.stored, written.duplicate, written.dead) == (3, 3, 3)
     kept = Kept(engine)
     assert kept.beats() == rows_of([*beats(5), other_day])
@@ -154,7 +180,7 @@ def test_it_can_be_read_before_it_is_run(empty: dict[str, str]) -> None:
     alembic(empty, "upgrade", "head")  # the rights of the roles are not printed
     kept.do("TRUNCATE heartbeats, dead_letters, partition_ledger, ingest_minute")
     store_some(settings_of(empty))
-    kept.do(printed_sql(empty, "downgrade", "0008:base"))
+    kept.do(printed_sql(empty, "downgrade", "0010:base"))
     assert relations(engine) == {"alembic_version", "alembic_version_pkc"}
     engine.dispose()
 
@@ -236,8 +262,15 @@ def test_the_reader_may_read_and_nothing_else(
     assert "SCRAM" not in printed
     settings = settings_of(empty)
     store_some(settings)
+    Kept(engine_of(settings)).do(
+        f'ALTER DATABASE "{settings.postgresql_database}"'
+        " SET standard_conforming_strings = off"
+    )
     engine = reads(settings, password)
     with engine.connect() as connection:
+        # Grafana's queries mean what they say, whatever the database's defaults are.
+        assert connection.scalar(text("SHOW standard_conforming_strings")) == "on"
+        assert connection.scalar(text("SHOW timezone")) == "UTC"
         for table in TABLES:
             # Days that were made after the role are read, too.
             found = connection.scalar(text(f"SELECT count(*) FROM {table}"))
@@ -447,42 +480,65 @@ def test_another_password_reaches_the_roles_with_the_next_upgrade(
 # Functions
 
 
-def one_hot(bucket: int, count: int = 1) -> list[int]:
-    return [count if index == bucket else 0 for index in range(BUCKETS)]
+def one_hot(place: int, count: int = 1) -> list[int]:
+    return [count if index == place else 0 for index in range(PLACES)]
 
 
-def quantile(kept: Kept, histogram: list[int] | None, q: float) -> float | None:
+def quantile(
+    kept: Kept,
+    histogram: list[int] | None,
+    q: float,
+    shortest: float | None = None,
+    longest: float | None = None,
+) -> float | None:
     [(found,)] = kept.all(
-        "SELECT delay_quantile(CAST(:histogram AS BIGINT[]), :q)",
+        "SELECT delay_quantile(CAST(:histogram AS BIGINT[]), :q,"
+        " CAST(:shortest AS FLOAT8), CAST(:longest AS FLOAT8))",
         histogram=histogram,
         q=q,
+        shortest=shortest,
+        longest=longest,
     )
     return None if found is None else float(found)
 
 
 def test_the_database_knows_the_bounds_of_the_code(kept: Kept) -> None:
-    upper = [quantile(kept, one_hot(n), 1.0) for n in range(BUCKETS)]
-    assert upper == [*DELAY_BOUNDS_SECONDS, DELAY_BOUNDS_SECONDS[-1]]
-    lower = [quantile(kept, one_hot(n), 0.0) for n in range(BUCKETS)]
-    assert lower == [0.0, *DELAY_BOUNDS_SECONDS]
+    for place, low, high in BUCKETS:
+        assert quantile(kept, one_hot(place), 0.0) == low
+        assert quantile(kept, one_hot(place), 1.0) == (high if high < INFINITY else low)
 
 
-def test_a_quantile_lies_inside_its_bucket(kept: Kept) -> None:
-    histogram = [0] * BUCKETS
-    histogram[9], histogram[10], histogram[17] = 50, 49, 1  # 0.5 to 1, 1 to 2, slower
-    assert quantile(kept, histogram, 0.25) == pytest.approx(0.75)
-    assert quantile(kept, histogram, 0.5) == pytest.approx(1.0)
-    assert quantile(kept, histogram, 0.745) == pytest.approx(1.5)
-    assert quantile(kept, histogram, 1.0) == 3600
+def test_beats_that_are_about_as_late_show_as_late_as_they_are(kept: Kept) -> None:
+    """20,000 beats of 309 to 311 s; and of two days, and of more than a year."""
+    for late in (310.0, 2 * 86_400.0 - 90.0, 400 * 86_400.0):
+        bucket = sum(bound < late for bound in DELAY_BOUNDS_SECONDS)
+        histogram = one_hot(WRITTEN[bucket][0], 20_000)
+        for q in (0.0, 0.5, 0.95, 1.0):
+            found = quantile(kept, histogram, q, late - 1, late + 1)
+            assert found == pytest.approx(late - 1 + 2 * q)
 
 
 def test_nothing_has_no_quantile(kept: Kept) -> None:
-    assert quantile(kept, [0] * BUCKETS, 0.5) is None
-    assert quantile(kept, [], 0.5) is None
-    assert quantile(kept, None, 0.5) is None
+    nothings: list[list[int] | None] = [[0] * PLACES, [], None]
+    for nothing in nothings:
+        assert quantile(kept, nothing, 0.5) is None
+        assert quantile(kept, nothing, 0.5, 1.0, 2.0) is None
 
 
-HISTOGRAMS = st.lists(st.integers(0, 10**12), min_size=BUCKETS, max_size=BUCKETS)
+def test_who_asks_as_ever_is_answered(kept: Kept) -> None:
+    """Workers of a version before, with their 18 buckets."""
+    for asked, found in (
+        ([0] * 9 + [4] + [0] * 8, 0.75),  # 0.5 to 1 s
+        ([0] * 16 + [4, 0], 1950.0),  # 300 to 3,600 s
+        ([0] * 17 + [1], 3600.0),
+    ):
+        [(answer,)] = kept.all(
+            "SELECT delay_quantile(CAST(:asked AS BIGINT[]), 0.5)", asked=asked
+        )
+        assert answer == pytest.approx(found)
+
+
+HISTOGRAMS = st.lists(st.integers(0, 10**12), min_size=PLACES, max_size=PLACES)
 
 
 @hypothesis_settings(
@@ -493,6 +549,7 @@ HISTOGRAMS = st.lists(st.integers(0, 10**12), min_size=BUCKETS, max_size=BUCKETS
 @given(histogram=HISTOGRAMS, q=st.floats(0, 1))
 @example(histogram=one_hot(0, 3), q=5e-324)
 @example(histogram=one_hot(5, 10**12), q=1e-300)
+@example(histogram=[1] * PLACES, q=0.9)
 def test_any_quantile_is_what_counting_gives(
     kept: Kept, histogram: list[int], q: float
 ) -> None:
@@ -501,16 +558,19 @@ def test_any_quantile_is_what_counting_gives(
     if total == 0:
         assert found is None
         return
-    bucket = next(
-        index
-        for index, running in enumerate(accumulate(histogram))
-        if histogram[index] and running >= q * total
-    )
-    below = sum(histogram[:bucket])
-    edges = [0.0, *DELAY_BOUNDS_SECONDS, DELAY_BOUNDS_SECONDS[-1]]
-    low, high = edges[bucket], edges[bucket + 1]
-    share = (q * total - below) / histogram[bucket]
-    assert found == pytest.approx(low + (high - low) * share)
+    running = 0
+    before = 0.0
+    for place, least, most in BUCKETS:
+        if not histogram[place]:
+            continue
+        running += histogram[place]
+        low, high = max(least, before), most
+        if running >= q * total:
+            break
+        before = high if high < INFINITY else before
+    share = (q * total - running + histogram[place]) / histogram[place]
+    expected = low if high == INFINITY else low + (high - low) * share
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_histograms_add_up(kept: Kept) -> None:
@@ -575,6 +635,39 @@ def test_what_is_there_is_put_into_that_order(empty: dict[str, str]) -> None:
     Writer(writing).write(batch_of(beats(6), offsets=range(100, 106), missing=87))
     writing.dispose()
     assert kept.beats() == rows_of([*beats(6), beat(at=START - timedelta(days=400))])
+    engine.dispose()
+
+
+def test_what_a_backslash_once_hid_is_put_right(empty: dict[str, str]) -> None:
+    """0002 and 0006 as they were, where standard_conforming_strings was off."""
+    alembic(empty, "upgrade", "head")
+    settings = settings_of(empty)
+    engine = engine_of(settings)
+    kept = Kept(engine)
+    store_some(settings)
+    alembic(empty, "downgrade", "0007")
+    [[function]] = kept.all("SELECT pg_get_functiondef('drop_rollup_month'::REGPROC)")
+    kept.do(
+        "TRUNCATE rollup_marks, heartbeats_minute_all",
+        "ALTER TABLE heartbeats DETACH PARTITION heartbeats_2026_01_01",
+        "ALTER TABLE heartbeats_2026_01_01"
+        ' ALTER customer_id TYPE VARCHAR(255) COLLATE "default"',
+        function.replace("[0-9][0-9]", r"\d\d").replace("%", "%%"),
+        f'ALTER DATABASE "{settings.postgresql_database}"'
+        " SET standard_conforming_strings = off",
+    )
+    with_backslashes = (
+        "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::REGNAMESPACE"
+        " AND strpos(prosrc, chr(92)) > 0"
+    )
+    assert kept.all(with_backslashes) == [("drop_rollup_month",)]
+    alembic(empty, "upgrade", "head")
+    assert kept.all(with_backslashes) == []
+    assert set(orders(kept).values()) == {"C"}
+    day = (START - timedelta(days=400)).replace(hour=0)
+    assert kept.all("SELECT since, until FROM rollup_marks") == [
+        (day, day + timedelta(days=1))
+    ]
     engine.dispose()
 
 

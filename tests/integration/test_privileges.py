@@ -163,7 +163,7 @@ def test_it_may_change_these_columns_only(kept: Kept) -> None:
         "partition_ledger": f"next_offset end_offset {counted} missing gap"
         " updated_at unreadable",
         "ingest_minute": f"batches {counted} delay_sum_seconds delay_max_seconds"
-        " delay_histogram write_seconds",
+        " delay_histogram write_seconds delay_min_seconds",
     }
 
 

@@ -121,8 +121,8 @@ def test_a_minute_and_its_hour(
         ("b", five, 1, 99, 99, 99, 99, 99),
     ]
     assert kept.all("SELECT * FROM heartbeats_hour ORDER BY customer_id") == [
-        ("a", START, 3, 210, 60, 80, 60, 70),
-        ("b", START, 1, 99, 99, 99, 99, 99),
+        ("a", START, 3, 210, 60, 80, 60, 70, [7000]),
+        ("b", START, 1, 99, 99, 99, 99, 99, [9900]),
     ]
     [(_, customers, count, total, low, high, histogram)] = kept.all(
         "SELECT * FROM heartbeats_hour_all"
@@ -134,6 +134,25 @@ def test_a_minute_and_its_hour(
     assert len(histogram) == 99
     assert differences(engine) == []
     assert marked(engine) == 0
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_hours_from_before_get_the_rates_of_their_minutes(
+    writer: Writer, job_engine: Engine, engine: Engine, kept: Kept, dropped: bool
+) -> None:
+    """Of several days, also dropped ones, by a worker that starts."""
+    found = [at(n, "a", 60 + n % 90) for n in range(-1500, 60, 7)]
+    writer.write(batch_of(found))
+    assert Job(job_engine).run_pass()
+    assert differences(engine) == []
+    kept.do("UPDATE heartbeats_hour SET minute_rates = NULL")
+    if dropped:
+        kept.do(
+            f"INSERT INTO dropped_days VALUES ('{START:%Y-%m-%d}', 0, now(), now())"
+        )
+    assert read_books(job_engine).balanced
+    assert Job(job_engine).run_pass()
+    assert differences(engine) == []
 
 
 def test_late_and_repeated_beats_are_taken_in(
@@ -550,6 +569,10 @@ def test_the_books_check_the_roll_ups(engine: Engine, job: Job, kept: Kept) -> N
             "has 4 rows",
         ),
         ("UPDATE heartbeats_hour SET sum = 1", "heartbeats_hour has 2 rows"),
+        (
+            "UPDATE heartbeats_hour SET minute_rates = '{1}'",
+            "heartbeats_hour has 2 rows",
+        ),
         (
             "UPDATE heartbeats_minute_all SET histogram[72] = 0",
             "heartbeats_minute_all has 1",

@@ -31,7 +31,16 @@ from heartbeat_app.storage.engine import database_url, make_engine
 from heartbeat_app.storage.ledger import PostgresLedger
 from heartbeat_app.storage.writer import Writer, Written
 from tests.servers import Servers, wait_until
-from tests.storing import TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
+from tests.storing import (
+    TOPIC,
+    TOPIC_ID,
+    Kept,
+    batch_of,
+    beat,
+    beats,
+    rows_of,
+    store,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -84,84 +93,12 @@ def assert_fails(call: Callable[[], object]) -> BaseException:
 
 def assert_stored_once(writer: Writer, kept: Kept, batch: Batch = NEXT) -> None:
     """The same batch is stored now, and only once."""
-    written = writer.write(batch)
+    written = store(writer, batch, attempts=1)
     assert (written.stored, written.duplicate, written.dead) == (6, 5, 1)
     assert writer.write(batch) == Written()
     assert kept.beats() == rows_of([*beats(10), CONTESTED])
     assert kept.letters() == [(15, "not_json")]
     assert kept.book()[:6] == (17, 17, 17, 11, 5, 1)
-
-
-# Whatever PostgreSQL says, only a row's own fault is a row's fault
-
-
-NOBODYS_FAULT = (
-    "08006",  # connection failure
-    "21000",  # not class 22
-    "23503",  # a foreign key of somebody else's
-    "23505",  # a unique index of somebody else's
-    "23514",  # a check of somebody else's
-    "25006",  # read-only
-    "40001",  # serialization failure
-    "40P01",  # deadlock
-    "42501",  # no privilege
-    "53100",  # disk full
-    "53200",  # out of shared memory
-    "54000",  # program limit
-    "55P03",  # lock timeout
-    "57014",  # statement timeout
-    "57P01",  # shutting down
-    "58030",  # I/O error
-    "P0001",  # a trigger's own
-    "XX000",  # a fault of PostgreSQL
-)
-THE_ROWS_FAULT = ("22000", "22001", "22003", "22P05")
-
-
-def fail_with(kept: Kept, state: str) -> None:
-    """From now on PostgreSQL says that for the contested beat."""
-    kept.do(
-        "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        f" RAISE EXCEPTION 'made up' USING ERRCODE = '{state}', CONSTRAINT = 'theirs';"
-        " END $$",
-        "CREATE OR REPLACE TRIGGER fail BEFORE INSERT ON heartbeats FOR EACH ROW"
-        " WHEN (NEW.customer_id = 'contested') EXECUTE FUNCTION fail()",
-    )
-
-
-def test_what_is_not_a_rows_fault_refuses_nothing(writer: Writer, kept: Kept) -> None:
-    for state in NOBODYS_FAULT:
-        fail_with(kept, state)
-        error = assert_outage(lambda: writer.write(NEXT), kept)
-        assert errors.sqlstate(error) == state
-    kept.do("DROP TRIGGER fail ON heartbeats")
-    assert_stored_once(writer, kept)
-
-
-def test_a_value_that_postgresql_does_not_take_is_the_rows_fault(
-    writer: Writer, kept: Kept
-) -> None:
-    fail_with(kept, THE_ROWS_FAULT[0])
-    written = writer.write(NEXT)
-    assert (written.stored, written.duplicate, written.dead) == (5, 5, 2)
-    letters = [(15, "not_json"), (16, "rejected_by_database")]
-    assert kept.letters() == letters
-    for asked, state in enumerate(THE_ROWS_FAULT[1:], 17):
-        fail_with(kept, state)
-        assert writer.write(batch_of([CONTESTED], asked=asked)).dead == 1
-        letters.append((asked, "rejected_by_database"))
-        assert kept.letters() == letters
-
-
-def test_a_check_of_somebody_elses_refuses_nothing(writer: Writer, kept: Kept) -> None:
-    kept.do(
-        "ALTER TABLE heartbeats ADD CONSTRAINT theirs CHECK (customer_id <>"
-        " 'contested')"
-    )
-    error = assert_outage(lambda: writer.write(NEXT), kept)
-    assert errors.constraint(error) == "theirs"
-    kept.do("ALTER TABLE heartbeats DROP CONSTRAINT theirs")
-    assert_stored_once(writer, kept)
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ WRONG = {
     "POSTGRESQL_SSLMODE": ["on", "VERIFY-FULL"],
     "KAFKA_BOOTSTRAP_SERVERS": [
         "localhost", ":9092", "a:", "a:b", "a:0", "a:65536", "a:9092,", "a:9092,b",
+        "a:\u0661", "a b:9092", "a/b:9092", "kafka:a:9092", "kafka://", "kafka://a",
+        "PLAINTEXT://a:9092", "http://a:9092", "kafka://a:9092/", "::1:9092", ";",
     ],
     "KAFKA_SECURITY_PROTOCOL": ["TLS", "plaintext"],
     "KAFKA_SASL_MECHANISM": ["GSSAPI", "scram-sha-256"],
@@ -126,11 +128,48 @@ def test_a_wrong_value_is_named_with_what_it_was_and_what_is_allowed(
     assert re.search(r"allowed is \S+ ?\S+", words)
 
 
+@pytest.mark.parametrize(
+    ("value", "servers"),
+    [
+        ("kafka://127.0.0.1:9092", "127.0.0.1:9092"),
+        ("kafka://a:1;kafka://b.example.org:2", "a:1,b.example.org:2"),
+        ("kafka://a:1;b:2", "a:1,b:2"),
+        ("a:1, b_c-d:2", "a:1,b_c-d:2"),
+        ("[::1]:9092,[fe80::1%eth0]:9093", "[::1]:9092,[fe80::1%eth0]:9093"),
+    ],
+)
+def test_brokers_may_be_written_as_faust_does(value: str, servers: str) -> None:
+    settings = load({"KAFKA_BOOTSTRAP_SERVERS": value})
+    assert settings.kafka_bootstrap_servers == servers
+
+
+@pytest.mark.parametrize("value", ["a\udcffb", "a\x00b"])
+def test_what_no_database_can_take_is_wrong_and_not_shown(value: str) -> None:
+    words = why_refused({"POSTGRESQL_PASSWORD": value})
+    assert "POSTGRESQL_PASSWORD holds a NUL or a byte that is not UTF-8" in words
+    assert value not in words
+
+
+def test_a_file_in_a_closed_folder_is_not_readable(tmp_path: Path) -> None:
+    words = why_refused({"KAFKA_SSL_CAFILE": f"{tmp_path}/{'a' * 300}"})
+    assert "allowed is the path of a readable file" in words
+
+
+def test_what_needs_no_database_needs_no_settings_of_it() -> None:
+    settings = load_settings({"WEB_PORT": "7000"}, NOWHERE, database=False)
+    assert settings.web_port == 7000
+    with pytest.raises(ConfigurationError) as caught:
+        settings.require_database()
+    for name in REQUIRED:
+        assert f"{name} is not set" in str(caught.value)
+    load({}).require_database()
+
+
 def test_every_setting_that_can_be_wrong_is_tried() -> None:
     anything_goes = {
         name
         for name, setting in variables().items()
-        if setting.metadata["parse"].__name__ == "_text"
+        if setting.metadata["parse"].__name__ in {"_text", "_password"}
     }
     assert set(WRONG) | anything_goes | {"WEB_TOKEN"} == set(variables())
 

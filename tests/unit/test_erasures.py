@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import time
+from typing import Any
+
 import pytest
 
 from heartbeat_app.batches import Refused
 from heartbeat_app.storage import erasures
-from heartbeat_app.storage.erasures import Erased, customers_named, digest_of, refuse
+from heartbeat_app.storage.erasures import Erased, digest_of, refuse
+from heartbeat_app.storage.naming import customers_named, is_unreadable, may_name
 from heartbeat_app.validation import Reason
 from tests.storing import REFUSAL, Received, batch_of, beat
 
@@ -30,9 +35,25 @@ ANNA = Erased((b"other", KEY), frozenset({digest_of(KEY, "anna")}), 1)
         (None, b'{"customer_id": null}', set()),
         (None, b'{"customer_id": "anna", "heart_rate": ', {"anna"}),
         (None, b'\xff {"customer_id" : "anna"}', {"anna"}),
-        (None, b'\xff"customer_id":"a\\"b"', {'a"b'}),
+        # The second would be JSON in a text.
+        (None, b'\xff"customer_id":"a\\"b"', {'a"b', "a"}),
         (None, b'\xff"customer_id":"a\\x"', {"a\\x"}),
-        (None, b'{"note": "anna"}', set()),
+        (None, b'{"note": "anna"}', {"anna"}),
+        (None, b'{"note": "anna", "customer_id": "bea"}', {"bea"}),
+        (None, b'{"anna": 1}', set()),
+        (None, b'{"rate": 72, "text": "72", "customer_id" : 7}', {"7"}),
+        (None, b'["72", 72]', set()),
+        (None, rb'{"by": ["zo\u00e9"]}', {"zo\u00e9"}),
+        (None, rb'{"by": "\uD83D\ude00"}', {"\U0001f600"}),
+        (None, rb'"{\"by\": \"zo\\u00E9\"}"', {"zo\u00e9"}),
+        (None, rb'{"m": "{\"customer_id\":\"anna\"}"}', {"anna"}),
+        (None, rb"log: {\"customer_id\": \"anna\"}", {"anna"}),
+        (None, rb'{"a": "b\", "customer_id": "anna"', {"anna"}),
+        (None, b'{"customer_id":"customer_id": "anna"', {"anna"}),
+        (None, b"customer=anna&rate=72", {"anna"}),
+        (None, b"anna,2026-01-01,72", {"anna"}),
+        (b"user:anna", None, {"anna", "user:anna"}),
+        (b'{"customer_id":"anna"}', None, {"anna"}),
         (None, b"[" * 100_000, set()),
         (b"\xff", b"\x00", {"\udcff"}),
     ],
@@ -40,12 +61,97 @@ ANNA = Erased((b"other", KEY), frozenset({digest_of(KEY, "anna")}), 1)
 def test_what_a_record_names(
     key: bytes | None, value: bytes | None, named: set[str]
 ) -> None:
-    assert customers_named(key, value, ()) == named
+    found = customers_named(key, value, ())
+    assert named <= found
+    # Words of what is no JSON may be anything.
+    people = {"anna", "bea", "zo\u00e9", "\U0001f600", "a", "72", "7", "42"}
+    assert found & people == named & people
 
 
-def test_what_its_headers_name_counts_too() -> None:
-    headers = [["customer_id", "anna"], ("bea", None), ["x", {"base64": "Yw=="}]]
-    assert customers_named(None, None, headers) == {"customer_id", "anna", "bea", "x"}
+@pytest.mark.parametrize(
+    ("headers", "named"),
+    [
+        ([["customer_id", "anna"], ("bea", None)], {"anna", "bea"}),
+        ([["x", {"base64": "AGFubmE="}]], set()),
+        ([["x", {"base64": "/yB1c2VyPWFubmE="}]], {"anna"}),
+        ([["from", "user=anna"]], {"anna"}),
+        ([["from", "user=anna;role=x"]], {"anna"}),
+        ([["from", 'id="anna"']], {"anna"}),
+        ([["from", "/users/zo%C3%A9"]], {"zo\u00e9"}),
+        ([["from", r'{"by": "zo\u00e9"}']], {"zo\u00e9"}),
+        ([["from", r'{"customer_id": 72}']], {"72"}),
+        ([["customer_id", "72"]], {"72"}),
+        ([["attempt", "72"], ["rate", "x=72"]], set()),
+    ],
+)
+def test_what_its_headers_name_counts_too(headers: Any, named: set[str]) -> None:
+    people = {"anna", "bea", "zo\u00e9", "72"}
+    assert customers_named(None, None, headers) & people == named
+
+
+def test_a_record_of_somebody_else_is_theirs() -> None:
+    """Whoever else is in it: a person has to look at it."""
+    value = b'{"customer_id": "bea", "friend": "anna"}'
+    assert customers_named(None, value, [["by", "user=anna"]]) & {"anna"} == set()
+    assert may_name("anna", None, value, [["by", "user=anna"]])
+
+
+@pytest.mark.parametrize(
+    ("customer", "value", "expected"),
+    [
+        ("anna", rb'{"note": "tell \u0061nna"}', True),
+        ("anna", b'{"anna": 1}', True),
+        ("anna", "anna".encode("utf-16-be"), True),
+        ("anna", "\xe4nna".encode(), False),
+        ("a/b", rb'{"note": "to a\/b."}', True),
+        ("72", b'{"heart_rate": 72, "t": "12:72:72"}', False),
+        ("72", b'{"heart_rate": "72"}', True),
+        ("72", b"rate=72", True),
+    ],
+)
+def test_what_may_name_a_customer(customer: str, value: bytes, expected: bool) -> None:
+    assert may_name(customer, None, value, ()) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "unreadable"),
+    [
+        (b"", False),
+        (b"{", False),
+        ("zo\u00e9".encode(), False),
+        (gzip.compress(b"x", mtime=0), True),
+        (b"BZh91AY&SY", True),
+        ("anna".encode("utf-16"), True),
+        (b"\xff\xfe", True),
+        (b"a\x00b", True),
+    ],
+)
+def test_what_cannot_be_looked_into(value: bytes, unreadable: bool) -> None:
+    assert is_unreadable(None, value, ()) == unreadable
+    assert is_unreadable(value, None, ()) == unreadable
+
+
+SIZE = 256 * 1024
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        b'"', b'\\"', b"\\", b'"customer_id"', b'"customer_id":"\\"', b'"customer_id" ',
+        b'"a":"b",', b"\\u005c", b"%61=", b"[[{", b" : ", b"a b ", b'\\\\"', b"\xff",
+    ],
+)  # fmt: skip
+def test_a_long_record_takes_no_longer_than_its_length(unit: bytes) -> None:
+    """Whatever it is made of: linear, or the work of an attacker would be ours."""
+
+    def seconds(size: int) -> float:
+        value = unit * (size // len(unit))
+        began = time.process_time()
+        customers_named(None, value, ())
+        may_name("zo\u00e9", None, value, ())
+        return time.process_time() - began
+
+    assert seconds(SIZE) < max(30 * seconds(SIZE // 8), 1.0)
 
 
 def test_while_nobody_was_erased_a_batch_stays_as_it_is() -> None:

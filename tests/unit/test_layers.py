@@ -18,9 +18,13 @@ FOLDER = Path(heartbeat_app.__file__).parent
 # timers and what starts them.
 LAYERS = (
     ("exceptions",),
+    ("env_file", "output"),
     ("config",),
     ("models", "validation", "batches", "excerpts"),
     ("lane", "storage", "kafka", "embedded", "waiting", "policy"),
+    # They know nothing of each other: the one checks what the other made.
+    ("log_reader", "reference"),
+    ("deep",),
     (
         "topics",
         "recordings",

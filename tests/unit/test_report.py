@@ -107,6 +107,15 @@ def test_a_failure_names_the_errors_and_how_many() -> None:
     assert words is not None
     assert "5 beats of 10 were not acknowledged: Too big (4); Gone (1)." in words
     assert report.sending_problem(Tally(sent=10, acknowledged=10)) is None
+    tally = Tally(sent=2, acknowledged=1, failed=Counter({"Gone": 1}))
+    words = report.sending_problem(tally)
+    assert words is not None
+    assert words.startswith("1 beat of 2 was not acknowledged: Gone (1).")
+    tally = Tally(sent=1, acknowledged=1, stopped_at=BadLine("a.csv", 3, 3, "Bad."))
+    words = report.sending_problem(tally)
+    assert words is not None
+    assert "1 beat before it was acknowledged." in words
+    assert report.sending(tally) == "1 beat acknowledged"
 
 
 def test_a_bad_line_is_named_with_what_was_acknowledged_before() -> None:

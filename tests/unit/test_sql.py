@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -256,3 +257,54 @@ def test_what_is_built_is_found(source: str) -> None:
 )
 def test_what_is_written_down_is_not_found(source: str) -> None:
     assert built(source) == []
+
+
+# A literal with a backslash means what the session's standard_conforming_strings says,
+# unless it is E'…'. The sessions set that; a person's psql or Grafana may not.
+LITERAL = re.compile(r"(?<![A-Za-z])(E?)'((?:[^']|'')*)'", re.IGNORECASE)
+
+
+def depends_on_backslashes(sql: str) -> list[str]:
+    return [
+        match[0] for match in LITERAL.finditer(sql) if "\\" in match[2] and not match[1]
+    ]
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    if path.suffix == ".json":
+        yield from strings_in(json.loads(path.read_text()))
+    elif path.suffix == ".yml":
+        yield path.read_text()
+    else:
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+
+
+def strings_in(found: object) -> Iterator[str]:
+    if isinstance(found, str):
+        yield found
+    elif isinstance(found, dict | list):
+        for each in found.values() if isinstance(found, dict) else found:
+            yield from strings_in(each)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*SOURCES, *sorted((PROJECT / "grafana").rglob("*.json")),
+     *sorted((PROJECT / "grafana").rglob("*.yml"))],
+    ids=name_of,
+)  # fmt: skip
+def test_no_literal_depends_on_how_a_session_reads_a_backslash(path: Path) -> None:
+    found = [
+        literal
+        for sql in texts_of(path)
+        if SQL.search(sql) or " ~ " in sql
+        for literal in depends_on_backslashes(sql)
+    ]
+    assert found == []
+
+
+def test_a_literal_that_depends_on_it_is_seen() -> None:
+    assert depends_on_backslashes(r"SELECT a ~ '^b_\d$', E'\\d', 'c'") == [r"'^b_\d$'"]

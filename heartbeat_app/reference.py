@@ -1,7 +1,8 @@
-"""What a record is, by the documents: plain and slow, with no code of the application.
+"""What a record is, by the documents: plain and slow, with no other code of ours.
 
-The grammars are those of RFC 8259 (JSON) and RFC 3339 (instants), the reasons those of
-docs/dead-letters.md.
+The deep audit judges records by it, and so does the fuzzer what the application makes
+of them. The grammars are those of RFC 8259 (JSON) and RFC 3339 (instants), the reasons
+those of docs/dead-letters.md.
 """
 
 from __future__ import annotations
