@@ -262,7 +262,10 @@ class _Roles:
             Identifier(role), Literal(connections)
         )
         return self._try(
-            lambda: [limit, *(each.format(Identifier(role), self._database) for each in reset)]
+            lambda: [
+                limit,
+                *(each.format(Identifier(role), self._database) for each in reset),
+            ]
         ) and self.set_defaults(role, defaults.items())
 
     def set_defaults(self, role: str, defaults: Iterable[tuple[str, str]]) -> bool:
