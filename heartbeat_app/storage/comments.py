@@ -29,6 +29,7 @@ _ARRIVED = {
     "batches": "Transactions.",
     "delay_sum_seconds": "Seconds from timestamp to row, of all stored beats together.",
     "delay_max_seconds": "The longest of them.",
+    "delay_min_seconds": "The shortest of them; empty where it is not known.",
     "delay_histogram": "Stored beats by that time; delay_quantile() knows the bounds.",
     "write_seconds": "Seconds that the transactions took before their commit.",
 }
@@ -123,7 +124,12 @@ TABLES: Mapping[str, tuple[str, Mapping[str, str]]] = {
     ),
     "heartbeats_hour": (
         "Beats of each customer by hour, partitioned by UTC month.",
-        {**_OF_ONE, "hour": "Begin of the hour."},
+        {
+            **_OF_ONE,
+            "hour": "Begin of the hour.",
+            "minute_rates": "The average of each minute that has beats, in hundredths "
+            "of a beat per minute, ascending; empty where it is not known.",
+        },
     ),
     "heartbeats_minute_all": (
         "Beats of all customers together by minute.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,7 +127,7 @@ def test_a_pooler_that_shares_sessions_is_refused(
 
 
 def test_worker_commands_and_alembic_are_refused_in_words(
-    environ: dict[str, str], topic: Topic
+    environ: dict[str, str], topic: Topic, tmp_path: Path
 ) -> None:
     topic.make(partitions=1)
     with PgBouncer(environ, pool_mode="transaction") as pooler:
@@ -138,7 +137,7 @@ def test_worker_commands_and_alembic_are_refused_in_words(
         for command in (
             ("dead-letters", "list"),
             ("erase", "anna", "--yes"),
-            ("export", os.devnull, "--force"),
+            ("export", str(tmp_path / "beats.csv")),
         ):
             done = typed(pooler.environ, *command)
             assert (done.status, done.out) == (1, "")

@@ -37,6 +37,7 @@ from tests.storing import (
     beats,
     day_table,
     rows_of,
+    store,
 )
 
 pytestmark = pytest.mark.integration
@@ -80,8 +81,9 @@ def test_all_that_a_worker_and_the_commands_do_works(
     writer = make_writer(clock=lambda: START)
     writer.write(batch_of(beats(3)))
     new_day = beat(at=START - timedelta(days=3))
-    written = writer.write(
-        batch_of([*beats(5), beat(rate=99), None, beat("w", rate=0), new_day], asked=3)
+    written = store(
+        writer,
+        batch_of([*beats(5), beat(rate=99), None, beat("w", rate=0), new_day], asked=3),
     )
     assert (written.stored, written.duplicate, written.dead) == (3, 3, 3)
     kept.do(
@@ -151,7 +153,8 @@ def test_it_may_insert_these_columns_only(kept: Kept) -> None:
         "partition_ledger": "topic topic_id partition first_offset next_offset"
         " end_offset updated_at",
         "ingest_minute": f"topic_id partition minute batches {counted}"
-        " delay_sum_seconds delay_max_seconds delay_histogram write_seconds",
+        " delay_sum_seconds delay_max_seconds delay_histogram write_seconds"
+        " delay_min_seconds",
         "rollup_marks": "since until",
     }
 

@@ -79,7 +79,10 @@ def test_what_fails_leaves_no_record_in_the_servers_log(
         replay(engine, rules, START)
     with engine.connect() as connection, suppress(DBAPIError):
         connection.execute(
-            text("INSERT INTO heartbeats VALUES (DEFAULT, :id, :at, 9000)"),
+            text(
+                'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)'
+                " VALUES (:id, :at, 9000)"
+            ),
             {"id": ID, "at": START},
         )
     said = log.read_bytes()[before:].decode(errors="replace")

@@ -100,8 +100,9 @@ def test_a_wrong_setting_is_named(environ: dict[str, str]) -> None:
     for command in (["heartbeat_app"], ["faust", "-A", "heartbeat_app"]):
         printed = run(wrong, *command, "worker", status=1)
         assert "WEB_PORT is 'many'; allowed is a whole number" in printed
-        assert "POSTGRESQL_DATABASE is not set" in printed
         assert "Traceback" not in printed
+        printed += run({**wrong, "WEB_PORT": "6066"}, *command, "worker", status=1)
+        assert "POSTGRESQL_DATABASE is not set" in printed
         assert environ["POSTGRESQL_PASSWORD"] not in printed
 
 

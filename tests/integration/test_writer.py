@@ -428,7 +428,10 @@ def test_a_beat_that_another_session_is_inserting_is_waited_for(
         found = found[1:] + found[:1]
     with engine.begin() as other:
         other.execute(
-            text("INSERT INTO heartbeats VALUES (DEFAULT, 'contested', :at, :rate)"),
+            text(
+                'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)'
+                " VALUES ('contested', :at, :rate)"
+            ),
             {"at": START, "rate": theirs},
         )
         writing = aside.submit(writer.write, batch_of(found, asked=1))
@@ -445,7 +448,10 @@ def test_a_beat_that_another_session_takes_back_is_stored(
     writer.write(batch_of([beat("there")]))
     with engine.connect() as other:
         other.execute(
-            text("INSERT INTO heartbeats VALUES (DEFAULT, 'contested', :at, 99)"),
+            text(
+                'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)'
+                " VALUES ('contested', :at, 99)"
+            ),
             {"at": START},
         )
         writing = aside.submit(writer.write, batch_of([beat("contested")], asked=1))

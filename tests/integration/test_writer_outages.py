@@ -71,7 +71,10 @@ def contested(engine: Engine) -> Iterator[Any]:
 
 def insert_contested(connection: Any, each: Heartbeat = CONTESTED) -> None:
     connection.execute(
-        text("INSERT INTO heartbeats VALUES (DEFAULT, :customer, :at, 1)"),
+        text(
+            'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)'
+            " VALUES (:customer, :at, 1)"
+        ),
         {"customer": each.customer_id, "at": each.timestamp},
     )
 

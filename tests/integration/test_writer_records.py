@@ -329,7 +329,10 @@ def holding(engine: Engine, each: Heartbeat) -> Iterator[None]:
     """Another session has the beat's key in hand."""
     with engine.connect() as other:
         other.execute(
-            text("INSERT INTO heartbeats VALUES (DEFAULT, :customer, :at, 1)"),
+            text(
+                'INSERT INTO heartbeats (customer_id, "timestamp", heart_rate)'
+                " VALUES (:customer, :at, 1)"
+            ),
             {"customer": each.customer_id, "at": each.timestamp},
         )
         yield
