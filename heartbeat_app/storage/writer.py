@@ -190,11 +190,12 @@ class Writer:
             if self._goes_on_at_once(trouble, part, error, seconds, probed=probed):
                 return Written(rest=rest)
             raise
+        found = trouble.error
         trouble.move(part.position)
         # What was stored before says nothing of how quick the database is.
         if written.consumed and time.monotonic() - began < SLOW_SECONDS / 4:
             if rejects:
-                trouble.known, trouble.records = trouble.error, 1  # so may the next be
+                trouble.known, trouble.records = found, 1  # so may the next be
             else:
                 trouble.records = 2 * (part.records if probed else trouble.records)
             if not trouble.is_searched and trouble.records >= rest.records:

@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings
 from heartbeat_app.models import Heartbeat
 from heartbeat_app.storage import errors, rollup, rollup_check
@@ -449,12 +451,10 @@ def test_any_order_two_workers_and_kills(
             some, mine = mine[:size], mine[size:]
             some += own.sample(found[partition::2], 3)  # sent again, or too early
             batch = batch_of(some, asked=asked, partition=partition)
-            while True:
-                try:
-                    writer.write(batch)
-                    break
-                except (DBAPIError, psycopg2.Error):
-                    continue
+            rest: Batch | None = batch
+            while rest is not None:
+                with suppress(DBAPIError, psycopg2.Error):
+                    rest = writer.write(rest).rest
             asked += len(some)
 
     def roll_up(number: int) -> None:

@@ -604,7 +604,7 @@ def test_a_write_that_waits_for_a_day_can_be_broken_off(
     writer: Writer, kept: Kept, engine: Engine, aside: ThreadPoolExecutor
 ) -> None:
     with engine.begin() as other:
-        other.execute(text("SELECT make_day('2030-01-01')"))  # not committed yet
+        other.execute(text("SELECT make_day('2026-12-24')"))  # not committed yet
         batch = batch_of([beat(second=86_400)], asked=5)
         writing = aside.submit(writer.write, batch)
         kept.waits("writer")

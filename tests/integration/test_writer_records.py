@@ -217,7 +217,6 @@ def test_all_records_of_a_batch_may_be_bad(
     on_insert(kept, raising("XX000"), IS_BAD)
     store(writer, batch_of([beat("bad", n) for n in range(50)]))
     assert kept.letters() == [(n, REJECTED) for n in range(50)]
-    print(f"{len(attempts)} transactions")
     assert len(attempts) < 50 * 6 + 20
     assert writer._troubles == {}
 
@@ -392,7 +391,7 @@ def test_an_outage_that_begins_in_the_midst_of_a_search_rejects_nothing(
     on_insert(kept, raising("P0001"))
     attempts.clear()
     fails(writer, batch, 5)
-    assert len(attempts) < 25
+    assert len(attempts) < 40  # a search and its probes, not one for each record
     assert kept.letters() == []
     kept.do("DROP TRIGGER theirs ON heartbeats")
     assert store(writer, batch, attempts=1).dead == 0
@@ -474,15 +473,16 @@ def test_a_batch_read_anew_goes_on_behind_what_is_stored(
     assert len(attempts) <= 1
 
 
-def test_its_search_says_so_once_without_the_record(
+def test_each_search_says_so_once_without_the_record(
     writer: Writer, kept: Kept, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_insert(kept, "RAISE EXCEPTION USING MESSAGE = 'no ' || NEW.customer_id", IS_BAD)
     store(writer, batch_of([*beats(10), BAD, *beats(10, first=10), beat("bad", 2.0)]))
-    [record] = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "rejected_by_database" in record.getMessage()
-    assert "bad" not in record.getMessage()
+    assert 1 <= len(caplog.records) <= 2  # one for each search
+    for record in caplog.records:
+        assert record.levelno == logging.WARNING
+        assert "rejected_by_database" in record.getMessage()
+        assert "bad" not in record.getMessage()
     assert [row.detail for row in kept.all("SELECT detail FROM dead_letters")] == [
         "no bad",
         "no bad",
