@@ -58,9 +58,9 @@ def read(
 ) -> Generator[Heartbeat | BadLine]:
     """Read a recording: UTF-8 CSV with the header customer_id,timestamp,heart_rate.
 
-    Instants and rates are kept exactly. Blank lines, and further headers (of files
-    that were put one after the other), are passed over. Read it to its end, or close
-    the generator before the stream.
+    Rates are kept as they are, instants to the microsecond. Blank lines, and further
+    headers (of files that were put one after the other), are passed over. Read it to
+    its end, or close the generator before the stream.
 
     Arguments:
         stream: The bytes of the file.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,6 +20,11 @@ from heartbeat_app import models
 from heartbeat_app.models import Heartbeat
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+
+# An instant in RFC 3339 but for its second, which there is once in some years.
+_LEAP_SECOND = re.compile(
+    r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:60(\.\d+)?([Zz]|[+-]\d\d:?\d\d)", re.ASCII
+)
 
 
 class Reason(enum.StrEnum):
@@ -78,8 +84,10 @@ class Rules:
 
 def check(value: bytes | None, rules: Rules) -> Heartbeat | Refusal:
     """Decide one record: any bytes give a beat or a refusal, never an exception."""
-    if not value:
+    if value is None:
         return Refusal(Reason.EMPTY, "The record has no value (a tombstone).")
+    if not value:
+        return Refusal(Reason.EMPTY, "The record's value is empty (0 bytes).")
     try:
         try:
             beat = models.decode(value)
@@ -194,6 +202,12 @@ def _explain_timestamp(timestamp: Any) -> Refusal | None:
         decoded = None
     # It takes a U+0000 before the offset for the end of the text.
     if decoded is None or "\x00" in timestamp:
+        if _LEAP_SECOND.fullmatch(timestamp):
+            return Refusal(
+                Reason.TIMESTAMP_INVALID,
+                f"timestamp {timestamp[:64]!r} is a leap second, which is "
+                "rejected: stored, it would be the next second.",
+            )
         return Refusal(
             Reason.TIMESTAMP_INVALID,
             f"timestamp {timestamp[:64]!r} is no instant in RFC 3339.",

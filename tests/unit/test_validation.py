@@ -63,7 +63,7 @@ def nested(depth: int) -> str:
 # What is refused, why, and a piece of what a person reads.
 REFUSED: list[tuple[Reason, bytes | None, str]] = [
     (Reason.EMPTY, None, "tombstone"),
-    (Reason.EMPTY, b"", "tombstone"),
+    (Reason.EMPTY, b"", "0 bytes"),
     (Reason.NOT_JSON, b"\x00", "not JSON"),
     (Reason.NOT_JSON, b" ", "not JSON"),
     (Reason.NOT_JSON, b"beat", "not JSON"),
@@ -159,7 +159,7 @@ REFUSED: list[tuple[Reason, bytes | None, str]] = [
     (Reason.TIMESTAMP_INVALID, record(timestamp='"2026-01-01T00:00Z"'), "RFC 3339"),
     (Reason.TIMESTAMP_INVALID, record(timestamp='"2026-02-30T00:00:00Z"'), "RFC 3339"),
     (Reason.TIMESTAMP_INVALID, record(timestamp='"2026-01-01T24:00:00Z"'), "RFC 3339"),
-    (Reason.TIMESTAMP_INVALID, record(timestamp='"2016-12-31T23:59:60Z"'), "RFC 3339"),
+    (Reason.TIMESTAMP_INVALID, record(timestamp='"2016-12-31T23:59:60Z"'), "leap"),
     (Reason.TIMESTAMP_INVALID, record(timestamp='"2026-01-01T00:00:00,5Z"'), "3339"),
     (Reason.TIMESTAMP_INVALID, record(timestamp='"2026-01-01T00:00:00+24:00"'), "3339"),
     (Reason.TIMESTAMP_INVALID, record(timestamp='"\\u0000\\ud800"'), "RFC 3339"),
