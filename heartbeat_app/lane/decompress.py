@@ -27,6 +27,8 @@ MOST_FRAMES = 1_000
 MOST_WINDOW_BYTES = 8 * 1024 * 1024
 # A block of snappy is all or nothing.
 MOST_SNAPPY_BYTES = 64 * 1024 * 1024
+# So many blocks of snappy are looked at to know what the largest one takes.
+MOST_LOOKED_AT = 10_000
 
 _XERIAL = b"\x82SNAPPY\x00"
 _ZSTD = b"\x28\xb5\x2f\xfd"
@@ -167,12 +169,33 @@ def _snappy_block(data: memoryview) -> Pieces:
 
 def memory(codec: int, data: memoryview) -> int:
     """How many bytes the taking apart may hold, beside a few pieces."""
-    if codec == 2 and data[:8] != _XERIAL:
-        try:
-            return int(cramjam.snappy.decompress_raw_len(data))
-        except cramjam.DecompressionError:
-            return 0
+    if codec == 2:
+        return _largest_block(data) if data[:8] == _XERIAL else _declared(data)
     return MOST_WINDOW_BYTES if codec in (3, 4) else 0
+
+
+def _largest_block(data: memoryview) -> int:
+    """What the largest block of framed snappy comes to, which is held whole."""
+    at = 16
+    largest = 0
+    for _ in range(MOST_LOOKED_AT):
+        if at + 4 > len(data):
+            return largest
+        (size,) = unpack_from(">i", data, at)
+        at += 4
+        if not 0 <= size <= len(data) - at:
+            return largest  # it is unreadable from here on
+        largest = max(largest, _declared(data[at : at + size]))
+        at += size
+    return MOST_SNAPPY_BYTES
+
+
+def _declared(block: memoryview) -> int:
+    """What a block of snappy comes to; of one that is too large nothing is held."""
+    try:
+        return min(int(cramjam.snappy.decompress_raw_len(block)), MOST_SNAPPY_BYTES)
+    except cramjam.DecompressionError:
+        return 0
 
 
 _CODECS: dict[int, tuple[str, Callable[[memoryview], Pieces]]] = {

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from typing import Any
 
 from msgspec import structs
 from sqlalchemy import Connection, Engine, text
@@ -38,7 +39,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from heartbeat_app.batches import Batch, Refused, refuse_beats
 from heartbeat_app.exceptions import ApartError, BooksError, LedgerWentBackError
-from heartbeat_app.excerpts import excerpt
+from heartbeat_app.excerpts import Excerpt, excerpt
 from heartbeat_app.storage import (
     days,
     erasures,
@@ -215,6 +216,8 @@ class Writer:
         if not (halves and trouble.takes_others) and not self._takes_others(
             suspected, as_large=trouble.lacks_resources
         ):
+            # What failed before was no proof: no probe passed after it.
+            trouble.failures, trouble.error = 0, ""
             return trouble.part_of(rest), False
         if not trouble.takes_others:
             trouble.takes_others = True
@@ -581,12 +584,12 @@ def _rejected(part: Batch, trouble: Trouble) -> Batch:
     """The batch of a single record as one of its dead letter."""
     detail = trouble.why
     customers = [beat.customer_id for beat in part.beats]
-    records = list(part.sources)
+    records: list[Any] = list(part.sources)
     for each in part.refused:
         records.append(each.record)
         detail += f" (Its dead letter of the reason {each.refusal.reason} failed.)"
     [record] = records
-    kept = excerpt(record, customers)
+    kept = record if isinstance(record, Excerpt) else excerpt(record, customers)
     if trouble.keeps_nothing:
         kept = structs.replace(kept, key=None, value=None, headers=(), customer_ids=())
         detail = (

@@ -7,8 +7,8 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -19,11 +19,12 @@ from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.batches import Batch, Refused
 from heartbeat_app.exceptions import ApartError
+from heartbeat_app.excerpts import excerpt
 from heartbeat_app.models import Heartbeat
 from heartbeat_app.storage import engine as storage_engine
 from heartbeat_app.storage.days import ensure_days
 from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.writer import Writer, Written
 from heartbeat_app.validation import Reason, Refusal, Rules
 from tests.storing import START, Kept, Received, batch_of, beat, beats, rows_of, store
 
@@ -391,7 +392,7 @@ def test_an_outage_that_begins_in_the_midst_of_a_search_rejects_nothing(
     on_insert(kept, raising("P0001"))
     attempts.clear()
     fails(writer, batch, 5)
-    assert len(attempts) < 40  # a search and its probes, not one for each record
+    assert len(attempts) < 60  # a search and its probes, not one for each record
     assert kept.letters() == []
     kept.do("DROP TRIGGER theirs ON heartbeats")
     assert store(writer, batch, attempts=1).dead == 0
@@ -523,3 +524,35 @@ def test_a_replay_is_no_judge_in_an_outage(
         replay(engine, rules, START)
     kept.do("DROP TRIGGER theirs ON heartbeats")
     assert replay(engine, rules, START).outcomes == {"stored": 1}
+
+
+def test_failures_between_probes_that_fail_prove_nothing(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that comes and goes is an outage, however often a record meets it."""
+    probes = itertools.cycle([True, False, False])
+    given: list[Batch] = []
+
+    def fail(batches: Sequence[Batch], *, halves: bool = False) -> list[Written]:
+        given.extend(batches)
+        raise psycopg2.OperationalError("server closed the connection unexpectedly")
+
+    monkeypatch.setattr(writer, "_takes_others", lambda *_, **__: next(probes))
+    monkeypatch.setattr(writer, "_try", fail)
+    batch = batch_of([beat("good")])
+    for _ in range(40):
+        with suppress(psycopg2.Error):
+            writer.write(batch)
+    assert not any(each.refused for each in given)
+
+
+def test_an_excerpt_that_fails_keeps_whose_it_is(writer: Writer, kept: Kept) -> None:
+    whole = Received(0, b" " * 5_000 + b'{"customer_id": "anna"}')
+    made = excerpt(whole)
+    on_insert(kept, raising("54000"), "NEW.reason = 'too_large'", "dead_letters")
+    refused = [Refused(made, Refusal(Reason.TOO_LARGE, "It is too large."))]
+    batch = dataclasses.replace(batch_of([]), position=1, refused=refused)
+    store(writer, batch)
+    assert kept.letters() == [(0, REJECTED)]
+    [row] = kept.all("SELECT record_size, customer_ids FROM dead_letters")
+    assert tuple(row) == (made.size, ["anna"])

@@ -236,3 +236,11 @@ def test_it_goes_on_in_the_middle_of_a_batch(cut: int) -> None:
     data, count = bomb("gzip", MIB, "records")
     found = Taken(data, offset=cut)
     assert (found.records, found.position) == (count - cut, count)
+
+
+def test_a_framed_block_of_snappy_is_memory_too() -> None:
+    block = compress("raw snappy", [bytes(20 * MIB)])
+    framed = b"\x82SNAPPY\0" + struct.pack(">iii", 1, 1, len(block)) + block
+    for data in (block, framed):
+        assert decompress.memory(2, memoryview(data)) == 20 * MIB
+    assert decompress.memory(2, memoryview(framed[:-1])) == 0
