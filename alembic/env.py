@@ -35,6 +35,7 @@ def run_migrations_offline() -> None:
         url=database_url(load_settings().owner),
         target_metadata=metadata,
         literal_binds=True,
+        dialect_opts={"paramstyle": "named"},  # with psycopg2's each % comes twice
     )
     with context.begin_transaction():
         # Whoever runs the script may have other defaults.

@@ -83,6 +83,15 @@ $$
 
 def upgrade() -> None:
     """Add the columns, and count what is dropped of them."""
+    # Who waits for a table holds up all who come after, such as workers behind a
+    # pg_dump. The roll-ups' job first, whose lock 0009 needs; then the ledger, as
+    # writers do.
+    op.execute("SET LOCAL lock_timeout = '10s'")
+    op.execute("SELECT pg_advisory_xact_lock(x'726f6c6c'::INTEGER)")
+    op.execute(
+        "LOCK TABLE partition_ledger, dead_letters, dropped_dead_letters"
+        " IN ACCESS EXCLUSIVE MODE"
+    )
     op.add_column("dead_letters", sa.Column("record_size", sa.BigInteger))
     op.add_column("dead_letters", sa.Column("record_sha256", sa.LargeBinary))
     op.add_column("dead_letters", sa.Column("customer_ids", postgresql.JSONB))
@@ -101,6 +110,7 @@ def upgrade() -> None:
         "next_offset - first_offset = consumed + missing + gap + unreadable",
     )
     op.execute(DROP_DEAD_LETTERS)
+    op.execute("SET LOCAL lock_timeout = DEFAULT")
 
 
 def downgrade() -> None:

@@ -458,8 +458,8 @@ $$
 
 def upgrade() -> None:
     """Add the columns, and replace what fills and reads them."""
-    op.execute(LOCK_ROLLUPS)
     op.execute(LOCK_TIMEOUT)
+    op.execute(LOCK_ROLLUPS)
     for table in ("ingest_minute", "ingest_hour"):
         op.add_column(table, sa.Column("delay_min_seconds", sa.Double))
     op.add_column(

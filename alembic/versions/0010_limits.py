@@ -205,6 +205,8 @@ ALTER TABLE ingest_minute ADD CONSTRAINT ingest_minute_bounds
     CHECK (minute BETWEEN {FIRST} AND {LAST}) NOT VALID;
 UPDATE dead_letters SET first_seen = now()
 WHERE first_seen < {FIRST} OR first_seen > {LAST};
+UPDATE dead_letters SET replayed_at = now()
+WHERE replayed_at < {FIRST} OR replayed_at > {LAST};
 ALTER TABLE dead_letters ADD CONSTRAINT dead_letters_bounds
     CHECK (first_seen BETWEEN {FIRST} AND {LAST}
            AND replayed_at BETWEEN {FIRST} AND {LAST}) NOT VALID;

@@ -11,10 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from psycopg2 import Error
 from psycopg2.sql import SQL, Identifier
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.storage import errors
 
@@ -114,17 +115,16 @@ class Check:
 def check_rows(engine: Engine, check: Check, name: str) -> None:
     """Count the customer's rows in a table, which may be gone meanwhile."""
     with engine.connect() as connection:
-        raw = connection.connection.dbapi_connection
-        assert raw is not None
-        cursor = raw.cursor()
-        query = SQL(COUNT).format(table=Identifier(name))
+        raw: Any = connection.connection.dbapi_connection
+        query = SQL(COUNT).format(table=Identifier(name)).as_string(raw)
         try:
-            cursor.execute(query, (check.customer_id, check.customer_id))
-        except Error as error:
+            count = connection.exec_driver_sql(
+                query, (check.customer_id, check.customer_id)
+            ).scalar_one()
+        except DBAPIError as error:
             if errors.sqlstate(error) != _UNDEFINED_TABLE:
                 raise
         else:
-            [[count]] = cursor.fetchall()
             if count:
                 check.rows[name] = count
 

@@ -57,7 +57,7 @@ def test_passwords_are_made_once_and_no_two_are_the_same(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("service", "key", "program", "variables"),
     [
-        ("postgresql", "entrypoint", "docker-entrypoint.sh postgres",
+        ("postgresql", "entrypoint", 'docker-entrypoint.sh "$0" "$@"',
          {"POSTGRES_PASSWORD": "owner"}),
         ("grafana", "entrypoint", "/run.sh",
          {"POSTGRESQL_READER_PASSWORD": "reader"}),

@@ -355,6 +355,10 @@ def test_the_worker_is_given_time_to_stop(services: dict[str, Any]) -> None:
 
 
 def test_postgresql_keeps_records_out_of_its_log(services: dict[str, Any]) -> None:
+    # The shell is given the command's words, and passes them on.
+    assert 'exec docker-entrypoint.sh "$$0" "$$@"' in services["postgresql"][
+        "entrypoint"
+    ][-1].replace('"$0" "$@"', '"$$0" "$$@"')
     assert services["postgresql"]["command"] == [
         "postgres",
         *("-c", "log_min_error_statement=panic"),

@@ -249,7 +249,10 @@ def test_only_what_is_shown_is_opened(
     days = [(NOON + n * DAY).date() for n in range(-40, 5)]
     months = [(NOON + 30 * n * DAY).date() for n in range(-15, 3)]
     with owner.cursor() as cursor:
-        cursor.execute("SELECT make_day(day) FROM unnest(%s::date[]) AS day", (days,))
+        # Months are made of days.
+        cursor.execute(
+            "SELECT make_day(day) FROM unnest(%s::date[]) AS day", ([*days, *months],)
+        )
         cursor.execute(
             "SELECT make_rollup_month(month) FROM unnest(%s::date[]) AS month",
             (months,),
@@ -1038,8 +1041,8 @@ def test_grafanas_sessions_are_short_and_compile_nothing(grafana: Connection) ->
     ],
 )
 def test_grafana_can_change_nothing(grafana: Connection, statement: str) -> None:
-    with (
-        grafana.cursor() as cursor,
-        pytest.raises(psycopg2.errors.InsufficientPrivilege),
-    ):
-        cursor.execute(statement)
+    with grafana.cursor() as cursor:
+        # Its transactions only read, which it may change, and then it may no more.
+        cursor.execute("SET default_transaction_read_only = off")
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            cursor.execute(statement)
