@@ -57,7 +57,7 @@ def dead(engine: Engine) -> int:
 
 def balanced(environ: dict[str, str]) -> None:
     """The application says itself that its books balance, rows counted."""
-    run(environ, "heartbeat_app", "books", "--deep")
+    run(environ, "heartbeat_app", "books", "--deep", seconds=400)
 
 
 def test_two_workers_killed_ten_times(
