@@ -66,7 +66,7 @@ def test_two_workers_killed_ten_times(
     environ: dict[str, str],
     make_worker: Callable[..., Worker],
 ) -> None:
-    records = 500_000
+    records = 200_000
     oracle = Oracle(seed=3, partitions=4)
     topic.make(partitions=4)
     send(topic, oracle.make(records, bad=0.02, repeated=0.02))
