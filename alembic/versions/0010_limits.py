@@ -173,46 +173,64 @@ BEGIN
 END
 $$
 """
-COUNTS = ("consumed", "stored", "duplicate", "dead", "missing", "gap", "unreadable")
-TRIGGER = f"""
+TRIGGER = """
 CREATE TRIGGER ledger_goes_forward BEFORE UPDATE ON partition_ledger FOR EACH ROW
-WHEN ({" OR ".join(f"NEW.{name} < OLD.{name}" for name in ("next_offset", *COUNTS))})
+WHEN (NEW.next_offset < OLD.next_offset
+    OR NEW.consumed < OLD.consumed
+    OR NEW.stored < OLD.stored
+    OR NEW.duplicate < OLD.duplicate
+    OR NEW.dead < OLD.dead
+    OR NEW.missing < OLD.missing
+    OR NEW.gap < OLD.gap
+    OR NEW.unreadable < OLD.unreadable)
 EXECUTE FUNCTION ledger_goes_forward()
 """
 
-FIRST = "'2000-01-01 00:00:00+00'::TIMESTAMPTZ"
-LAST = "'9999-12-31 23:59:59.999999+00'::TIMESTAMPTZ"
 # Marks are few. Of the other tables what is there already is not read: NOT VALID.
-MARKS_WITHIN_BOUNDS = f"""
+MARKS_WITHIN_BOUNDS = """
 DELETE FROM rollup_marks WHERE until <= since;
-UPDATE rollup_marks SET since = greatest(since, {FIRST}), until = least(until, {LAST})
-WHERE since < {FIRST} AND until > {FIRST} OR until > {LAST} AND since < {LAST};
-DELETE FROM rollup_marks WHERE since < {FIRST} OR until > {LAST};
-UPDATE rollup_marks SET since = date_bin('1 minute', since, {FIRST}),
-    until = CASE WHEN until = {LAST} THEN until ELSE
-        date_bin('1 minute', until + INTERVAL '59.999999 s', {FIRST}) END
-WHERE date_bin('1 minute', since, {FIRST}) <> since
-   OR date_bin('1 minute', until, {FIRST}) <> until;
+UPDATE rollup_marks SET since = greatest(since, '2000-01-01Z'::TIMESTAMPTZ),
+    until = least(until, '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ)
+WHERE since < '2000-01-01Z'::TIMESTAMPTZ AND until > '2000-01-01Z'::TIMESTAMPTZ
+    OR until > '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ
+        AND since < '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ;
+DELETE FROM rollup_marks WHERE since < '2000-01-01Z'::TIMESTAMPTZ
+    OR until > '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ;
+UPDATE rollup_marks SET since = date_bin('1 minute', since, '2000-01-01Z'::TIMESTAMPTZ),
+    until = CASE WHEN until = '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ THEN until ELSE
+        date_bin('1 minute', until + INTERVAL '59.999999 s',
+                 '2000-01-01Z'::TIMESTAMPTZ) END
+WHERE date_bin('1 minute', since, '2000-01-01Z'::TIMESTAMPTZ) <> since
+   OR date_bin('1 minute', until, '2000-01-01Z'::TIMESTAMPTZ) <> until;
 ALTER TABLE rollup_marks ADD CONSTRAINT rollup_marks_bounds
-    CHECK (since >= {FIRST} AND since < until AND until <= {LAST}
-           AND date_bin('1 minute', since, {FIRST}) = since
-           AND (date_bin('1 minute', until, {FIRST}) = until OR until = {LAST}))
-"""  # noqa: S608 (constants)
+    CHECK (since >= '2000-01-01Z'::TIMESTAMPTZ AND since < until
+        AND until <= '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ
+           AND date_bin('1 minute', since, '2000-01-01Z'::TIMESTAMPTZ) = since
+           AND (date_bin('1 minute', until, '2000-01-01Z'::TIMESTAMPTZ) = until
+               OR until = '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ))
+"""
 # By the indexes on these columns.
-INSTANTS_WITHIN_BOUNDS = f"""
-DELETE FROM ingest_minute WHERE minute < {FIRST} OR minute > {LAST};
+INSTANTS_WITHIN_BOUNDS = """
+DELETE FROM ingest_minute WHERE minute < '2000-01-01Z'::TIMESTAMPTZ
+    OR minute > '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ;
 ALTER TABLE ingest_minute ADD CONSTRAINT ingest_minute_bounds
-    CHECK (minute BETWEEN {FIRST} AND {LAST}) NOT VALID;
+    CHECK (minute BETWEEN '2000-01-01Z'::TIMESTAMPTZ
+        AND '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ) NOT VALID;
 UPDATE dead_letters SET first_seen = now()
-WHERE first_seen < {FIRST} OR first_seen > {LAST};
+WHERE first_seen < '2000-01-01Z'::TIMESTAMPTZ
+    OR first_seen > '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ;
 UPDATE dead_letters SET replayed_at = now()
-WHERE replayed_at < {FIRST} OR replayed_at > {LAST};
+WHERE replayed_at < '2000-01-01Z'::TIMESTAMPTZ
+    OR replayed_at > '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ;
 ALTER TABLE dead_letters ADD CONSTRAINT dead_letters_bounds
-    CHECK (first_seen BETWEEN {FIRST} AND {LAST}
-           AND replayed_at BETWEEN {FIRST} AND {LAST}) NOT VALID;
+    CHECK (first_seen BETWEEN '2000-01-01Z'::TIMESTAMPTZ
+        AND '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ
+           AND replayed_at BETWEEN '2000-01-01Z'::TIMESTAMPTZ
+               AND '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ) NOT VALID;
 ALTER TABLE partition_ledger ADD CONSTRAINT ledger_bounds
-    CHECK (updated_at BETWEEN {FIRST} AND {LAST}) NOT VALID
-"""  # noqa: S608 (constants)
+    CHECK (updated_at BETWEEN '2000-01-01Z'::TIMESTAMPTZ
+        AND '9999-12-31T23:59:59.999999Z'::TIMESTAMPTZ) NOT VALID
+"""
 BOUNDS = (
     ("rollup_marks", "rollup_marks_bounds"),
     ("ingest_minute", "ingest_minute_bounds"),
