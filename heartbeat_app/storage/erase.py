@@ -78,8 +78,6 @@ DROPPED_DAYS_OF = text(
     """
 )
 
-_DROPPED = "42P01"  # SQLSTATE: there is no such table
-
 T = TypeVar("T")
 
 _c = erased_customers.c
@@ -228,7 +226,9 @@ def _delete_day(engine: Engine, erasure_id: int, customer_id: str, name: str) ->
                 marks.mark_spans(connection, [marks.day_span(day)])
                 _count(connection, erasure_id, "beats", gone)
     except DBAPIError as error:
-        if errors.sqlstate(error) != _DROPPED:  # by the retention, since we looked
+        if (
+            errors.sqlstate(error) != errors.UNDEFINED_TABLE
+        ):  # by the retention, since we looked
             raise
 
 

@@ -25,8 +25,6 @@ BATCH_BYTES = 4 * 1024 * 1024
 # PostgreSQL has no room for the text of more, four characters a byte.
 LARGEST_BYTES = 64 * 1024 * 1024
 
-_UNDEFINED_TABLE = "42P01"
-
 # Whatever has customers, partition or not. What else is in the database is not ours.
 TABLES = text(
     """
@@ -122,7 +120,7 @@ def check_rows(engine: Engine, check: Check, name: str) -> None:
                 query, (check.customer_id, check.customer_id)
             ).scalar_one()
         except DBAPIError as error:
-            if errors.sqlstate(error) != _UNDEFINED_TABLE:
+            if errors.sqlstate(error) != errors.UNDEFINED_TABLE:
                 raise
         else:
             if count:

@@ -11,7 +11,7 @@ transaction of its own:
 
 A mark that was made meanwhile stays for the next pass, so no beat that was not seen is
 forgotten. Killed at any point, the rest is still marked. Any worker may run passes: the
-lock, which ends with its session, lets one at a time write.
+lock, which ends with its transaction, lets one at a time write.
 """
 
 from __future__ import annotations
