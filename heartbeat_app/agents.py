@@ -206,6 +206,10 @@ def write(batches: Sequence[Batch]) -> list[Batch]:
     """Write batches in one transaction, and count what is stored; returns the rest."""
     try:
         written = app.writer.write_together(batches)
+    except LedgerWentBackError as error:
+        app.metrics.count_retry(error)
+        app.reads.dispose()  # the ledger is asked in the database that is there now
+        raise
     except Exception as error:
         app.metrics.count_retry(error)
         raise

@@ -583,14 +583,13 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
         settings, application_name=f"heartbeat_app {command}", pool_size=2
     )
     where = (
-        f"PostgreSQL at {settings.postgresql_host}:{settings.postgresql_port}, "
-        f"database {settings.postgresql_database}"
+        f"PostgreSQL at {settings.postgresql_address}, database "
+        f"{settings.postgresql_database}"
     )
     try:
         yield engine
     except DBAPIError as error:
-        # The first line; what follows is our own statement.
-        words = str(errors.original(error)).strip().partition("\n")[0]
+        words = errors.words(error)
         if errors.sqlstate(error) == errors.UNDEFINED_TABLE:
             raise CommandError(
                 f"{where}, has not the tables of this version: {words}\n"
@@ -602,10 +601,10 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
                 "\nSet POSTGRESQL_OWNER_USERNAME and POSTGRESQL_OWNER_PASSWORD to the "
                 "owner of the tables."
             ) from error
-        if errors.sqlstate(error) == errors.READ_ONLY:
+        if errors.is_read_only(error):
             raise CommandError(
                 f"{where}, takes no writes: default_transaction_read_only is on, or it "
-                "is a standby."
+                f"is a standby: {words}"
             ) from error
         if errors.is_poolers(error):
             raise CommandError(words) from error

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,40 @@ def _servers(value: str) -> str:
     return ",".join(servers)
 
 
+def _hosts(value: str) -> str:
+    """As libpq takes them: `host,host,…`, each a name, an address or a folder."""
+    hosts = [each.strip() for each in value.split(",")]
+    if not all(map(_is_host, hosts)):
+        raise _Invalid(
+            "a host's name, its IP address or a socket's folder; several candidates "
+            "for the one database are separated by commas, their ports are "
+            "POSTGRESQL_PORT"
+        )
+    return ",".join(hosts)
+
+
+def _is_host(value: str) -> bool:
+    if value.startswith(("/", "@")):  # a socket's folder; an abstract one
+        return True
+    if ":" in value:
+        try:
+            ip_address(value)
+        except ValueError:
+            return False
+    return bool(re.fullmatch(r"[^\s/@]+", value))
+
+
+def _ports(value: str) -> str:
+    """As `port,port,…`."""
+    try:
+        ports = [_whole(1, 65535)(each.strip()) for each in value.split(",")]
+    except _Invalid as allowed:
+        raise _Invalid(
+            f"{allowed}; one for all hosts, or one for each, separated by commas"
+        ) from None
+    return ",".join(map(str, ports))
+
+
 def _token(value: str) -> str:
     # Printable ASCII: it travels in a header. Long: nobody shall guess it.
     if not re.fullmatch(r"[!-~]{16,256}", value):
@@ -129,9 +164,17 @@ def _setting(
 class Settings:
     """All settings; each field is the environment variable of the same name."""
 
-    postgresql_host: str = _setting(_text, "Host of the database.", default="127.0.0.1")
-    postgresql_port: int = _setting(
-        _whole(1, 65535), "Port of the database.", default=5434
+    postgresql_host: str = _setting(
+        _hosts,
+        "Host of the database. Several, separated by commas, are candidates for the "
+        "one database: the first that takes writes is used.",
+        default="127.0.0.1",
+    )
+    postgresql_port: str = _setting(
+        _ports,
+        "Port of the database: one for all hosts, or one for each, separated by "
+        "commas.",
+        default="5434",
     )
     postgresql_username: str = _setting(
         _text, "Role of the worker and the commands; it owns nothing."
@@ -276,6 +319,20 @@ class Settings:
             or self.postgresql_password,
         )
 
+    @property
+    def postgresql_servers(self) -> list[tuple[str, str]]:
+        """Host and port of each candidate for the database."""
+        hosts, ports = _by_host(self.postgresql_host, self.postgresql_port)
+        return list(zip(hosts, ports, strict=True))
+
+    @property
+    def postgresql_address(self) -> str:
+        """The candidates in words: `host:port, host:port`."""
+        return ", ".join(
+            f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            for host, port in self.postgresql_servers
+        )
+
     def require_database(self) -> None:
         """Raises ConfigurationError where the database's settings are missing."""
         if missing := [name for name in required() if not getattr(self, name.lower())]:
@@ -294,6 +351,27 @@ def required() -> list[str]:
         for name, setting in variables().items()
         if setting.default is dataclasses.MISSING
     ]
+
+
+def _by_host(hosts: str, ports: str) -> tuple[list[str], list[str]]:
+    """The hosts and the port of each: one port is that of all."""
+    names, numbers = hosts.split(","), ports.split(",")
+    return names, numbers * len(names) if len(numbers) == 1 else numbers
+
+
+def _wrong_ports(values: Mapping[str, Any]) -> Iterator[str]:
+    hosts, ports = _by_host(
+        *(
+            values.get(name.lower(), variables()[name].default)
+            for name in ("POSTGRESQL_HOST", "POSTGRESQL_PORT")
+        )
+    )
+    if len(hosts) != len(ports):
+        yield (
+            f"POSTGRESQL_PORT names {len(ports)} ports, but POSTGRESQL_HOST "
+            f"{len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}; name one port for "
+            "all hosts, or one for each"
+        )
 
 
 # What is made of the other is kept at least as long.
@@ -370,6 +448,7 @@ def load_settings(
                 wrong.append(
                     f"{name} is not set; KAFKA_SECURITY_PROTOCOL={protocol} needs it"
                 )
+    wrong.extend(_wrong_ports(values))
     wrong.extend(_wrong_retention(values))
     if wrong:
         raise _wrong_settings(wrong)

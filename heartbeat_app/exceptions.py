@@ -28,6 +28,20 @@ def printable(text: str) -> str:
     )
 
 
+def first_words(text: str) -> str:
+    """What a driver says first, without the hints and statements below it.
+
+    Of several servers that it tried in vain each has a line.
+    """
+    first, *others = text.strip().splitlines() or [""]
+    tried = [each for each in others if each.startswith(_ANOTHER_SERVER)]
+    return "; ".join([first, *tried])
+
+
+# As libpq begins them.
+_ANOTHER_SERVER = ("connection to server ", "could not translate host name ")
+
+
 class HeartbeatError(Exception):
     """The root: whatever this application raises on purpose."""
 

@@ -63,6 +63,10 @@ class Proxy:
         """Forward what those send that connect from now on; the others stay silent."""
         self._silent.clear()
 
+    def turn(self, target: int) -> None:
+        """Lead those that connect from now on to another port of 127.0.0.1."""
+        self._target = target
+
     def ports(self) -> list[int]:
         """The ports from which it is connected to the server."""
         with self._lock:

@@ -117,7 +117,7 @@ class _Demo:
         port = settings.kafka_bootstrap_servers.rpartition(":")[2]
         self._postgres = PostgresServer(
             self._data / "postgres",
-            port=settings.postgresql_port,
+            port=int(settings.postgresql_port),
             username=settings.owner.postgresql_username,
             password=settings.owner.postgresql_password,
             database=settings.postgresql_database,

@@ -15,6 +15,7 @@ from aiokafka.errors import IllegalStateError
 from faust import Stream
 from faust.types import TP, StreamT
 
+from heartbeat_app.exceptions import first_words
 from heartbeat_app.lane.chunk import Chunk
 from heartbeat_app.lane.lane import Lane
 
@@ -174,7 +175,6 @@ async def _pause(chunk: Chunk, failures: int, error: Exception) -> None:
         failures,
         seconds,
         type(error).__name__,
-        # The first line: what drivers add below it are hints and statements.
-        str(error).partition("\n")[0],
+        first_words(str(error)),
     )
     await asyncio.sleep(seconds)

@@ -18,7 +18,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from heartbeat_app.exceptions import LaneError
+from heartbeat_app.exceptions import LaneError, first_words
 from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.fetch import LaneThread, Start
 from heartbeat_app.lane.given import Given
@@ -340,7 +340,7 @@ class LaneConsumer(driver.Consumer):
         self.log.warning(
             "Cannot find out where to go on reading, asking again: %s: %s",
             type(error).__name__,
-            error,
+            first_words(str(error)),
         )
 
     async def _find_starts(self, tps: set[TP]) -> dict[TP, Start]:

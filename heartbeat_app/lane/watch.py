@@ -1,19 +1,24 @@
-"""Watches the ids of the lane's topics, and whether their logs lost their ends."""
+"""Watches the ids of the lane's topics, whether their logs lost their ends, and whether
+the ledger went back."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from typing import Any
 
 from aiokafka.errors import IllegalStateError
+from faust.types import TP
 from mode import Service
 
-from heartbeat_app.lane.lane import Lane
+from heartbeat_app.lane.lane import Lane, Partition
 
 # A topic made again is read from its beginning at most so much later. Until then its
 # first records may be booked under the old id, which the natural key absorbs.
 INTERVAL_SECONDS = 1.0
+# What a promoted standby lacks is read again so much later at most.
+LEDGER_SECONDS = 2.0
 
 
 class TopicWatch(Service):
@@ -72,6 +77,50 @@ class TopicWatch(Service):
                     tp.partition,
                     partition.expected,
                 )
+
+    @Service.timer(LEDGER_SECONDS)
+    async def _watch_ledger(self) -> None:
+        try:
+            await self.look_at_ledger()
+        except Exception as error:  # noqa: BLE001 (away: the next look tells)
+            self.log.debug("Cannot look at the ledger: %r", error)
+
+    async def look_at_ledger(self) -> None:
+        """Compare with the ledger once, and go back where it did.
+
+        A batch that is stored notices it, too. But where the last records of a
+        partition were lost, with a primary whose standby had not got them yet, the next
+        one may come late or never.
+        """
+        if self.app.rebalancing:
+            return
+        by_id: defaultdict[str, dict[TP, Partition]] = defaultdict(dict)
+        for tp, partition in self.lane.partitions.items():
+            if not partition.truncated:
+                by_id[partition.topic_id][tp] = partition
+        for topic_id, partitions in by_id.items():
+            # Before the answer, which may be older.
+            done = {tp: each.done for tp, each in partitions.items()}
+            found = await asyncio.to_thread(
+                self.lane.ledger.next_offsets, topic_id, [tp.partition for tp in done]
+            )
+            behind = {
+                tp
+                for tp, each in partitions.items()
+                if found.get(tp.partition, -1) < done[tp]
+                and self.lane.is_current(tp, each.epoch)
+            }
+            if behind:
+                self.log.warning(
+                    "The ledger went back (a promoted standby, a restored backup?): "
+                    "reading again from its offsets: %s",
+                    ", ".join(
+                        f"{tp.topic}[{tp.partition}]: {done[tp]}, the ledger "
+                        f"{found.get(tp.partition)}"
+                        for tp in sorted(behind)
+                    ),
+                )
+                await self._restart(behind)
 
     async def _restart(self, tps: set[Any]) -> None:
         try:

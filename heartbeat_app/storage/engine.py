@@ -16,22 +16,44 @@ from heartbeat_app.storage.sessions import Sessions, break_off
 # A worker must be able to stop within 10 s whatever the database does, so no single
 # wait may be longer than about that; retries are made in place (see agents.py).
 CONNECT_TIMEOUT_SECONDS = 5
+# libpq gives each candidate its own time, 2 s at least: so long may all of up to three
+# take that neither answer nor refuse.
+ALL_CANDIDATES_SECONDS = 6
+LEAST_CONNECT_SECONDS = 2
 LOCK_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 35_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
 
 
 def database_url(settings: Settings) -> URL:
-    """The URL of the database; hides its password when printed."""
+    """The URL of the database; hides its password when printed.
+
+    Of several candidates libpq takes the first that takes writes. One alone has to do
+    so, too: what an address leads to may be a standby by now.
+    """
+    hosts, ports = zip(*settings.postgresql_servers, strict=True)
+    where: dict[str, Any] = {"host": hosts[0], "port": int(ports[0])}
+    several: dict[str, str] = {}
+    if len(hosts) > 1:  # a URL has room for one
+        where, several = {}, {"host": ",".join(hosts), "port": ",".join(ports)}
     return URL.create(
         "postgresql+psycopg2",
         username=settings.postgresql_username,
         password=settings.postgresql_password,
-        host=settings.postgresql_host,
-        port=settings.postgresql_port,
         database=settings.postgresql_database,
-        query={"sslmode": settings.postgresql_sslmode},
+        query={
+            "sslmode": settings.postgresql_sslmode,
+            "target_session_attrs": "read-write",
+            **several,
+        },
+        **where,
     )
+
+
+def connect_timeout(settings: Settings) -> int:
+    """Seconds that a candidate has to answer and let us in."""
+    share = ALL_CANDIDATES_SECONDS // len(settings.postgresql_servers)
+    return min(CONNECT_TIMEOUT_SECONDS, max(LEAST_CONNECT_SECONDS, share))
 
 
 def make_engine(
@@ -80,7 +102,7 @@ def _engine(
 ) -> Engine:
     connect_args = {
         "application_name": application_name,
-        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "connect_timeout": connect_timeout(settings),
         # Whatever PGCLIENTENCODING says: there is no beat that UTF-8 cannot hold.
         "client_encoding": "utf8",
         # A peer that went silent is given up after about 10 s; one that is too
@@ -104,6 +126,7 @@ def _engine(
     sessions = Sessions(engine, connect_args, limits)
     event.listen(engine, "do_connect", sessions.connect)
     event.listen(engine, "connect", sessions.begin, insert=True)
+    event.listen(engine, "checkout", sessions.require_writable)
     return engine
 
 

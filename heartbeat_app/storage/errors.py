@@ -8,7 +8,7 @@ from __future__ import annotations
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.exceptions import printable
+from heartbeat_app.exceptions import first_words, printable
 from heartbeat_app.storage.sessions import SessionError
 
 CHECK_VIOLATION = "23514"
@@ -47,8 +47,7 @@ def constraint(error: BaseException) -> str | None:
 
 def words(error: BaseException) -> str:
     """What went wrong, in one line for a log: no SQL, no parameters."""
-    text = str(original(error)).strip() or type(error).__name__
-    return printable(text.splitlines()[0])
+    return printable(first_words(str(original(error))) or type(error).__name__)
 
 
 def name(error: BaseException) -> str:
@@ -91,6 +90,15 @@ def is_lack_of_resources(error: BaseException) -> bool:
 def is_missing_day(error: BaseException) -> bool:
     """Whether no partition fits the row: a check violation without a name."""
     return sqlstate(error) == CHECK_VIOLATION and not constraint(error)
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether the server takes no writes.
+
+    libpq, which lets us in only where they are taken, has no SQLSTATE for it.
+    """
+    state = sqlstate(error)
+    return state == READ_ONLY or (state is None and "is read-only" in words(error))
 
 
 def is_lock_timeout(error: BaseException) -> bool:

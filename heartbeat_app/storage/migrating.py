@@ -100,8 +100,8 @@ def explained(settings: Settings) -> Iterator[None]:
         CommandError: Says what happened, where, and what to do.
     """
     where = (
-        f"PostgreSQL at {settings.postgresql_host}:{settings.postgresql_port}, "
-        f"database {settings.postgresql_database}"
+        f"PostgreSQL at {settings.postgresql_address}, database "
+        f"{settings.postgresql_database}"
     )
     role = settings.postgresql_username
     try:
@@ -111,6 +111,11 @@ def explained(settings: Settings) -> Iterator[None]:
     except (DBAPIError, psycopg2.Error) as error:
         if errors.is_poolers(error):
             raise CommandError(words(error)) from error
+        if errors.is_read_only(error):
+            raise CommandError(
+                f"{where}, takes no writes: default_transaction_read_only is on, or it "
+                f"is a standby: {words(error)}. Nothing was changed."
+            ) from error
         state = sqlstate(error)
         if state is None:
             raise CommandError(f"{where}, does not answer: {words(error)}") from error

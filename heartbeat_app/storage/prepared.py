@@ -100,6 +100,6 @@ def _own_session(connection: Connection) -> Iterator[None]:
     except DBAPIError as error:
         if errors.sqlstate(error) not in PREPARED_ELSEWHERE:
             raise
+        shared = SharedSessionError(connection.connection.dbapi_connection)
         connection.invalidate()
-        shared = SharedSessionError(connection.engine.url)
         raise OperationalError(None, None, shared) from error

@@ -19,7 +19,8 @@ from contextlib import closing, suppress
 from typing import Any
 
 import psycopg2
-from sqlalchemy import URL, Engine
+from sqlalchemy import Engine
+from sqlalchemy.exc import InvalidatePoolError
 
 from heartbeat_app.exceptions import StorageError
 
@@ -72,6 +73,9 @@ SELECT pg_catalog.pg_backend_pid(), (
 ), pg_catalog.current_setting('synchronous_commit')
 """
 
+# The server tells each session, before its next answer ends, when one of them changes.
+READ_ONLY = ("default_transaction_read_only", "in_hot_standby")
+
 # So often two sessions look whether they are one. Once is enough unless other clients
 # of the pooler change who gets which at that moment.
 LOOKS = 3
@@ -89,9 +93,9 @@ class SessionError(StorageError, psycopg2.OperationalError):
 class SharedSessionError(SessionError):
     """It gives each transaction another session."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, connection: Any) -> None:
         super().__init__(
-            f"PostgreSQL at {url.host}:{url.port} (POSTGRESQL_HOST, POSTGRESQL_PORT) "
+            f"PostgreSQL at {_address(connection)} (POSTGRESQL_HOST, POSTGRESQL_PORT) "
             "is behind a pooler that does not keep a session for each client "
             "(transaction or statement pooling): what a session sets and prepares is "
             "lost. Let it use session pooling for this database (PgBouncer: pool_mode "
@@ -102,9 +106,9 @@ class SharedSessionError(SessionError):
 class BackslashError(SessionError):
     """It passes on neither startup options nor a right default."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, connection: Any) -> None:
         super().__init__(
-            f"PostgreSQL at {url.host}:{url.port} (POSTGRESQL_HOST, POSTGRESQL_PORT) "
+            f"PostgreSQL at {_address(connection)} (POSTGRESQL_HOST, POSTGRESQL_PORT) "
             "has standard_conforming_strings off by default, and a pooler before it "
             "lets nobody ask for another: ALTER ROLE … SET "
             "standard_conforming_strings = on for the worker's role and the owner."
@@ -140,6 +144,7 @@ class Sessions:
         """
         connection = dialect.connect(*arguments, **options)
         if _reads_backslashes(connection):
+            refused = BackslashError(connection)
             connection.close()
             asked = f"-c {STANDARD}=on"
             try:
@@ -147,10 +152,10 @@ class Sessions:
             except psycopg2.OperationalError as error:
                 if "startup parameter" not in str(error):
                     raise
-                raise BackslashError(self._engine.url) from error
+                raise refused from error
             if _reads_backslashes(connection):
                 connection.close()
-                raise BackslashError(self._engine.url)
+                raise refused
         return connection
 
     def begin(self, connection: Any, *_: object) -> None:
@@ -175,6 +180,20 @@ class Sessions:
             connection.close()
             raise
 
+    def require_writable(self, connection: Any, *_: object) -> None:
+        """Have a session replaced, with all that wait in its pool, whose server has
+        become read-only; for SQLAlchemy's event `checkout`.
+
+        libpq looks at that when it connects only. A primary that was demoted in place
+        would be read from for ever, and what it has is not the database's any more.
+
+        Raises:
+            InvalidatePoolError: It has become so, as far as the server has told.
+        """
+        told = connection.info.parameter_status
+        if any(told(name) == "on" for name in READ_ONLY):
+            raise InvalidatePoolError("The server takes no writes any more.")
+
     def _pin(self, cursor: Any) -> Any:
         timeout = self._limits["statement_timeout"]
         cursor.execute(PIN, (timeout, self._names, self._values))
@@ -183,9 +202,9 @@ class Sessions:
     def _require_own(self, cursor: Any, found: Any) -> None:
         if self._own:
             return
-        shared = SharedSessionError(self._engine.url)
+        shared = SharedSessionError(cursor.connection)
         try:
-            second = self._connect()
+            second = self._connect(beside=cursor.connection)
         except psycopg2.OperationalError:  # there is no room for it
             return
         # Who waits for a session has none of another client's.
@@ -207,14 +226,22 @@ class Sessions:
             limit.cancel()
         self._own = True
 
-    def _connect(self) -> Any:
+    def _connect(self, *, beside: Any) -> Any:
+        """Connect to the server that this connection has, of several candidates."""
         dialect = self._engine.dialect
         arguments, options = dialect.create_connect_args(self._engine.url)
+        server = {"host": beside.info.host, "port": beside.info.port}
         connection: Any = dialect.connect(
-            *arguments, **{**options, **self._connect_args}
+            *arguments, **{**options, **self._connect_args, **server}
         )
         connection.autocommit = True
         return connection
+
+
+def _address(connection: Any) -> str:
+    """Which of the candidates it is connected to."""
+    host, port = connection.info.host, connection.info.port
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _reads_backslashes(connection: Any) -> bool:

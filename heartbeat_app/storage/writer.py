@@ -350,7 +350,13 @@ class Writer:
         """
         try:
             yield
-        except (ApartError, LedgerWentBackError):
+        except ApartError:
+            raise
+        except LedgerWentBackError:
+            # Another database answers than before; not on every session yet where an
+            # address was moved under them.
+            self._erased = Erased()
+            self._engine.dispose()
             raise
         except Exception as error:
             if errors.is_missing_day(error):

@@ -220,10 +220,21 @@ BY_SCENARIO = (
     ),
     Guard(
         "new-sessions",
-        "an attempt after a failure asks in new sessions, not in ones of before",
-        "read-only",
-        "it goes on",
-        (Patch(WRITER, "self._engine.dispose()\n", "pass\n"),),
+        "a session whose server has become read-only is not used again",
+        "address-moves",
+        "nothing was stored for",
+        (
+            Patch(
+                WRITER,
+                "            if not halves:\n",
+                "            if False:\n",
+            ),
+            Patch(
+                "heartbeat_app/storage/engine.py",
+                '    event.listen(engine, "checkout", sessions.require_writable)\n',
+                "",
+            ),
+        ),
     ),
     Guard(
         "halving",

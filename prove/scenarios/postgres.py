@@ -10,12 +10,14 @@ from typing import Any
 
 import psycopg2
 
+from heartbeat_app.embedded.postgres import PostgresServer
 from prove.disk import SmallDisk
 from prove.proxy import Proxy
 from prove.scenario import scenario
+from prove.standby import Pair, connect_to, settle_at
 from prove.world import DATABASE, World
 from tests.oracle import BASE
-from tests.servers import Worker
+from tests.servers import Worker, free_port
 
 SESSIONS = "application_name LIKE 'heartbeat_app%'"
 END_SESSIONS = (
@@ -190,6 +192,94 @@ def require_not_ready(world: World, *, within_seconds: float, since: float) -> N
 
     world.wait_until(not_ready, "/health/ready turns", seconds=within_seconds)
     world.note("/health/ready turns after", f"{time.monotonic() - since:.0f} s")
+
+
+# Another server takes its place
+
+
+@scenario(
+    "the primary killed and its standby promoted, which lacks what was stored last; "
+    "both are named as hosts"
+)
+def standby_promoted(world: World) -> None:
+    ports = world.postgres.port, free_port()
+    settle_at(
+        world,
+        POSTGRESQL_HOST="127.0.0.1,127.0.0.1",
+        POSTGRESQL_PORT="{},{}".format(*ports),
+    )
+    world.ledger_went_back = True
+    pair = Pair(world, ports=ports)
+    feed = world.stream()
+    for goes_on in (True, False):
+        world.pause(1.0, 3.0)
+        pair.cut_off()
+        world.pause(1.0, 3.0)
+        if not goes_on:  # what the standby lacks, no later beat brings to mind
+            feed.stop()
+            world.wait_until_read()
+        stored = world.next_offsets()
+        world.postgres.kill()
+        world.did("kill -9 of the primary")
+        world.pause(0.0, 4.0)
+        promoted = pair.promote(stored)
+        world.did("the standby promoted, without what was stored last")
+        pair.require_storing(promoted)
+        if goes_on:
+            pair.follow_again()
+    world.wait_until_read()
+    require_logged(world, "session is read-only")
+    require_no_restart(world)
+
+
+@scenario(
+    "an address that moves to the promoted standby, from a primary that was made "
+    "read-only, and from one that was killed"
+)
+def address_moves(world: World) -> None:
+    ports = world.postgres.port, free_port()
+    address = Proxy(world.postgres.port).__enter__()
+    world.at_end(address.close)
+    settle_at(world, POSTGRESQL_PORT=str(address.port))
+    world.ledger_went_back = True
+    pair = Pair(world, ports=ports)
+    feed = world.stream()
+    for is_demoted in (True, False):
+        world.pause(1.0, 3.0)
+        pair.cut_off()
+        world.pause(1.0, 3.0)
+        primary = world.postgres
+        stored = world.next_offsets()
+        if is_demoted:
+            demote(primary)
+            world.did("the primary made read-only, its sessions staying open")
+        else:
+            primary.kill()
+            world.did("kill -9 of the primary")
+        world.pause(0.0, 4.0)
+        promoted = pair.promote(stored)
+        world.pause(0.0, 2.0)
+        address.turn(pair.standby.port)
+        world.did("the standby promoted, then the address moved there")
+        pair.require_storing(promoted)
+        world.pause(2.0, 4.0)
+        primary.kill()
+        if is_demoted:
+            pair.follow_again()
+    feed.stop()
+    world.wait_until_read()
+    require_logged(world, "read-only")
+    require_no_restart(world)
+
+
+def demote(server: PostgresServer) -> None:
+    """Let a server take no writes any more, as a failover's manager fences it."""
+    connection = connect_to(server)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        cursor.execute("SELECT pg_reload_conf()")
+    connection.close()
 
 
 # Sessions that hold something
@@ -423,7 +513,7 @@ def read_only(world: World) -> None:
         make_read_only(world)
         world.wait_for_more("it goes on")
     feed.stop()
-    require_logged(world, "ReadOnlySqlTransaction")
+    require_logged(world, "session is read-only")
     require_no_restart(world)
 
 

@@ -206,6 +206,23 @@ def test_a_ledger_that_went_back_is_followed(
     assert worker.values() == texts(4_901, start=100)
 
 
+def test_a_ledger_that_went_back_is_followed_where_nothing_more_comes(
+    make_lane: Callable[..., LaneWorker], topic: Topic
+) -> None:
+    """As the ledger of a promoted standby that lacks what was stored last."""
+    topic.produce(values(100))
+    worker = make_lane().start()
+    worker.wait_for(texts(100))
+    path = worker.folder / "ledger.json"
+    (key,) = json.loads(path.read_text())
+    (worker.folder / "stored").unlink()
+    path.write_text(json.dumps({key: 60}))
+    worker.wait_for(texts(40, start=60))
+    assert "The ledger went back" in worker.log()
+    assert worker.stop() == 0
+    assert worker.values() == texts(40, start=60)
+
+
 def test_transaction_markers_and_aborted_records_are_gaps(
     make_lane: Callable[..., LaneWorker], topic: Topic, servers: Servers
 ) -> None:

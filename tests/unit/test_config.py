@@ -9,9 +9,11 @@ from pathlib import Path
 
 import click
 import pytest
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from heartbeat_app.config import Settings, load_settings, variables
 from heartbeat_app.exceptions import ConfigurationError
+from heartbeat_app.storage.engine import connect_timeout, database_url
 
 PROJECT = Path(__file__).parents[2]
 NOWHERE = Path("/nonexistent/.env")
@@ -34,7 +36,7 @@ def why_refused(environ: Mapping[str, str]) -> str:
 
 def test_defaults_point_at_the_servers_that_users_know() -> None:
     settings = load({})
-    assert (settings.postgresql_host, settings.postgresql_port) == ("127.0.0.1", 5434)
+    assert (settings.postgresql_host, settings.postgresql_port) == ("127.0.0.1", "5434")
     assert settings.kafka_bootstrap_servers == "127.0.0.1:9092"
     assert (settings.web_bind, settings.web_port) == ("127.0.0.1", 6066)
     assert settings.heartbeats_topic == "heartbeats"
@@ -89,7 +91,13 @@ def test_what_must_be_set_is_named(name: str, value: str | None) -> None:
 
 
 WRONG = {
-    "POSTGRESQL_PORT": ["0", "65536", "-1", "5434.0", "port", "1e3"],
+    "POSTGRESQL_HOST": [
+        ",", "a,", ",a", "a,,b", "a b", "db:5432", "a,db:5432", "[::1]", "a/b",
+        "postgresql://db/x", "user@db", "a;b:1",
+    ],
+    "POSTGRESQL_PORT": [
+        "0", "65536", "-1", "5434.0", "port", "1e3", ",", "5432,", "5432,,5433", "1,0",
+    ],
     "POSTGRESQL_SSLMODE": ["on", "VERIFY-FULL"],
     "KAFKA_BOOTSTRAP_SERVERS": [
         "localhost", ":9092", "a:", "a:b", "a:0", "a:65536", "a:9092,", "a:9092,b",
@@ -126,6 +134,51 @@ def test_a_wrong_value_is_named_with_what_it_was_and_what_is_allowed(
     words = why_refused({name: value})
     assert f"{name} is {value!r}; allowed is " in words
     assert re.search(r"allowed is \S+ ?\S+", words)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "ports", "address"),
+    [
+        ("db", "5432", "db:5432"),
+        ("a, b ,c", "5432", "a:5432, b:5432, c:5432"),
+        ("a,b", "5432, 5433", "a:5432, b:5433"),
+        ("::1,fe80::1%eth0,10.0.0.1", "1", "[::1]:1, [fe80::1%eth0]:1, 10.0.0.1:1"),
+        ("/run/a,/run/b", "1,2", "/run/a:1, /run/b:2"),
+    ],
+)
+def test_several_hosts_are_candidates_for_one_database(
+    hosts: str, ports: str, address: str
+) -> None:
+    settings = load({"POSTGRESQL_HOST": hosts, "POSTGRESQL_PORT": ports})
+    assert settings.postgresql_address == address
+    # As libpq gets them.
+    url = database_url(settings)
+    _, options = PGDialect_psycopg2().create_connect_args(url)
+    got = zip(options["host"].split(","), str(options["port"]).split(","), strict=True)
+    assert list(got) == settings.postgresql_servers
+    assert options["target_session_attrs"] == "read-write"
+
+
+@pytest.mark.parametrize(
+    ("environ", "named"),
+    [
+        ({"POSTGRESQL_HOST": "a,b", "POSTGRESQL_PORT": "1,2,3"}, "3 ports, but .* 2 h"),
+        ({"POSTGRESQL_PORT": "1,2"}, "2 ports, but POSTGRESQL_HOST 1 host;"),
+    ],
+)
+def test_each_host_has_one_port(environ: dict[str, str], named: str) -> None:
+    words = why_refused(environ)
+    assert re.search(rf"POSTGRESQL_PORT names {named}", words)
+    assert "name one port for all hosts, or one for each" in words
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, 5), (2, 3), (3, 2), (4, 2)])
+def test_candidates_that_are_silent_take_a_few_seconds_together(
+    count: int, seconds: int
+) -> None:
+    settings = load({"POSTGRESQL_HOST": ",".join("abcd"[:count])})
+    assert connect_timeout(settings) == seconds
+    assert count * seconds <= 8
 
 
 @pytest.mark.parametrize(
