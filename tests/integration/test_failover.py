@@ -125,8 +125,8 @@ def test_a_standby_takes_the_primary_s_place(pair: Pair) -> None:
     wait_until(lambda: try_to_write(writer, batch), "the writer goes on there")
     with reads.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM heartbeats")) == 2
-    for each in (engine, reads):
-        each.dispose()
+    engine.dispose()
+    reads.dispose()
 
 
 def try_to_write(writer: Writer, batch: Batch) -> bool:

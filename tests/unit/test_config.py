@@ -6,10 +6,10 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
-from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 from heartbeat_app.config import Settings, load_settings, variables
 from heartbeat_app.exceptions import ConfigurationError
@@ -153,7 +153,8 @@ def test_several_hosts_are_candidates_for_one_database(
     assert settings.postgresql_address == address
     # As libpq gets them.
     url = database_url(settings)
-    _, options = PGDialect_psycopg2().create_connect_args(url)
+    dialect: Any = url.get_dialect()
+    _, options = dialect().create_connect_args(url)
     got = zip(options["host"].split(","), str(options["port"]).split(","), strict=True)
     assert list(got) == settings.postgresql_servers
     assert options["target_session_attrs"] == "read-write"
