@@ -141,11 +141,8 @@ class Unread:
     why: str
 
 
-class DamagedError(CorruptRecordException):
+class DamagedError(Exception):
     """Why a record batch is not as it was written, in words."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])  # without aiokafka's number and name
 
 
 @dataclass(frozen=True, slots=True)
