@@ -227,11 +227,11 @@ def bombs(world: World) -> None:
             ((f"before-{each}", BASE, 60) for each in range(400)),
         )
         drop_bombs(world)
-        send_a_million(world, world.choice.randrange(PARTITIONS))
         victim = world.choice.choice(workers)
         victim.kill()
         victim.start()
         world.did("kill -9 of a worker")
+        send_a_million(world, world.choice.randrange(PARTITIONS))
         began = time.monotonic()
         feed.send_beats((f"behind-{each}", BASE, 60) for each in range(400))
         behind = "SELECT count(*) FROM heartbeats WHERE customer_id LIKE 'behind-%'"
@@ -301,11 +301,10 @@ async def send_framed(world: World, partition: int, record: dict[str, Any]) -> N
 
 
 def send_a_million(world: World, partition: int) -> None:
-    """Send a batch of a million records: one beat, again and again."""
-    _, key, value = world.oracle.record(
-        good("million", BASE, 60), ("million", BASE, 60), partition=partition
+    """Send a batch of a million beats."""
+    rows = (
+        ("million", BASE + timedelta(milliseconds=each), 60) for each in range(MEGABYTE)
     )
-    world.oracle.repeated += MEGABYTE - 1
     producer = Producer(
         {
             **world.topic.config,
@@ -318,7 +317,7 @@ def send_a_million(world: World, partition: int) -> None:
             "batch.size": 10**9,
         }
     )
-    for _ in range(MEGABYTE):
+    for _, key, value in world.oracle.beats(rows, partition=partition):
         producer.produce(TOPIC, value, key, partition=partition)
     assert producer.flush(120) == 0
     world.did("batch of a million records")
