@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 
 import aiokafka
 from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.errors import ConsumerStoppedError, IllegalStateError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    CorruptRecordException,
+    IllegalStateError,
+)
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -102,6 +107,31 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         fetcher = self._ensure_consumer()._fetcher
         self._all_actions = fetcher._get_actions_per_node
         fetcher._get_actions_per_node = partial(self._actions, fetcher)
+        client = fetcher._client
+        client.send = partial(self._send, client.send)
+
+    async def _send(self, send: Any, node_id: int, request: Any, **options: Any) -> Any:
+        """Ask Kafka; what it cannot read itself of the lane's partitions is noted here.
+
+        aiokafka would ask again at once, and log that each time.
+        """
+        response = await send(node_id, request, **options)
+        if not isinstance(request, FetchRequest):
+            return response
+        asked = {
+            TP(topic, partition): offset
+            for topic, partitions in request.topics
+            for partition, offset, _ in partitions
+        }
+        for topic, partitions in response.topics:
+            for answer in list(partitions):
+                tp = TP(topic, answer[0])
+                partition = self.lane.partitions.get(tp)
+                if partition and answer[1] == CorruptRecordException.errno:
+                    damage = Damage(asked[tp], None, "Kafka itself cannot read it")
+                    self._note(tp, partition, damage, goes_on=False)
+                    partitions.remove(answer)
+        return response
 
     def _actions(self, fetcher: Any, assignment: Any) -> Any:
         """What aiokafka asks Kafka for next, within what may be held."""

@@ -47,6 +47,7 @@ class Segment:
 # Where in a batch, what is written there, and what is said of it.
 PAYLOAD = (100, b"\xff\xff", "its checksum is wrong")
 FORMAT = (16, b"\x07", "its format has the number 7")
+LENGTH = (8, b"\xff", "Kafka itself cannot read it")
 FIRST_OFFSET = (3, b"\x01", "the log ends at")
 
 
@@ -94,15 +95,17 @@ def test_a_damaged_batch_holds_up_its_partition_only(
     worker.start()
     stored(2 * EACH)  # the first batches of both
     told(PAYLOAD[2])
-    before = damage(*FORMAT)
-    told(FORMAT[2])
-    damage(*before)
+    for each in (FORMAT, LENGTH):
+        before = damage(*each)
+        told(each[2])
+        damage(*before)
     before = damage(*FIRST_OFFSET)
     damage(*payload)
     told(FIRST_OFFSET[2])
     send(1)
     stored(3 * EACH)
     assert worker.log().count("is damaged") == 1
+    assert "Unexpected error" not in worker.log()
     damage(*before)  # as if another broker had it right
     stored(5 * EACH)
     worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
