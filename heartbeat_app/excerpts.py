@@ -17,7 +17,6 @@ import msgspec
 from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH, Record, why_no_customer_id
 
 KEPT_BYTES = 4096
-PIECE_BYTES = 64 * 1024
 
 # A record that names more customers, or takes longer to look through, is a stranger's:
 # of such a one no bytes are kept, so that nobody has to be found in them.
@@ -153,11 +152,8 @@ class Excerpting:
 
     def add(self, piece: bytes | memoryview) -> None:
         """Take the next bytes of the part that was begun."""
-        view = memoryview(piece)
-        for begin in range(0, len(view), PIECE_BYTES):  # no step is to take long
-            self._add(view[begin : begin + PIECE_BYTES])
-
-    def _add(self, piece: memoryview) -> None:
+        if not piece:  # it may be null
+            return
         self._digest.update(piece)
         self._size += len(piece)
         assert self._part is not None

@@ -20,6 +20,8 @@ from heartbeat_app import models
 from heartbeat_app.models import Heartbeat
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
+# Of a larger record only what is to be said about it is made into objects.
+LARGE_BYTES = 16 * 1024
 
 # An instant in RFC 3339 but for its second, which there is once in some years.
 _LEAP_SECOND = re.compile(
@@ -124,9 +126,48 @@ def _check_timestamp(timestamp: datetime, rules: Rules) -> Refusal | None:
     return None
 
 
+class _Fields(msgspec.Struct):
+    """A record's fields as they are written; all else is passed over, in C."""
+
+    customer_id: msgspec.Raw = msgspec.Raw()
+    timestamp: msgspec.Raw = msgspec.Raw()
+    heart_rate: msgspec.Raw = msgspec.Raw()
+
+
+_read_raw = msgspec.json.Decoder(msgspec.Raw).decode
+_read_fields = msgspec.json.Decoder(_Fields).decode
+
+
+def _essence(value: bytes) -> bytes:
+    """What there is to say about a large record, written as a small one.
+
+    As Python's objects it would take thirty times its bytes.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
+    value.decode()
+    whole = bytes(_read_raw(value)).strip()
+    if not whole.startswith(b"{"):
+        return _without_content(whole)
+    fields = _read_fields(value)
+    return b"{%b}" % b", ".join(
+        b'"%b": %b' % (name.encode(), _without_content(written))
+        for name in _Fields.__struct_fields__
+        if (written := bytes(getattr(fields, name)).strip())
+    )
+
+
+def _without_content(written: bytes) -> bytes:
+    empty = {b"{": b"{}", b"[": b"[]"}
+    return empty.get(written[:1], written)
+
+
 def _explain(value: bytes, error: Exception) -> Refusal:
     """Say in words and a code what the decoder refused."""
     try:
+        if len(value) > LARGE_BYTES:
+            value = _essence(value)
         found: Any = json.loads(
             value.decode(),
             parse_int=_whole_number,

@@ -205,6 +205,8 @@ class Watchdog(Service):
                 reasons.append(
                     f"{tp.topic}[{tp.partition}]: the log ends before what is stored"
                 )
+            if partition.damage is not None:
+                reasons.append(f"{tp.topic}[{tp.partition}]: {partition.damage}")
         try:
             logs = await asyncio.to_thread(
                 self.app.admin.topic_logs, self.app.lane.topics
@@ -267,12 +269,18 @@ class Watchdog(Service):
         """Look at each: one may stand still while the others move."""
         still = lifeless = 0.0
         for tp, partition in self.app.lane.partitions.items():
-            # One that was truncated waits for a person.
-            lag = not partition.truncated and lags.get(tp, 0) > 0
+            # One that was truncated, or is damaged, may wait for a person.
+            waits = partition.truncated or (
+                partition.damage is not None and not partition.waiting
+            )
+            lag = not waits and lags.get(tp, 0) > 0
             done = partition.done
             steps = partition.steps
             writes = self.app.writer.signs_of_life
             write = self.app.writes.get(tp)
+            is_in_line = (write and not (write.running() or write.done())) or (
+                not partition.waiting and self.app.lane.is_full()
+            )
             life = (
                 done,
                 steps,
@@ -280,7 +288,7 @@ class Watchdog(Service):
                 group,
                 self.app.rebalancing,
                 # While it waits for its turn, the turns of the others count.
-                write and not (write.running() or write.done()) and writes.total(),
+                is_in_line and writes.total(),
             )
             still = max(
                 still, self._unchanged((tp, "done"), (done, steps), waited_for=lag)

@@ -24,9 +24,11 @@ log = logging.getLogger(__name__)
 # A chunk of so many bytes is handed on by itself. Smaller ones, as they come while
 # records arrive one by one, wait for each other: to store one takes longer than to
 # store what is in it.
-SMALL_BYTES = 256 * 1024
+SMALL_BYTES = 512 * 1024
 # Not for longer, since what holds up one partition must not hold up the others.
 PATIENCE_SECONDS = 0.05
+# For the same reason what failed so often makes room where there is none.
+PATIENT_FAILURES = 3
 
 Handle = Callable[[Sequence[Chunk]], Awaitable[None]]
 
@@ -149,6 +151,9 @@ class _Turns:
             except Exception as error:  # noqa: BLE001 (see consume)
                 failures += 1
                 await _pause(chunk, failures, error)
+                if failures >= PATIENT_FAILURES and self._lane.is_full():
+                    await self._consumer.give_back(chunk.tp)
+                    break
             else:
                 if failures:
                     log.info("%s: stored at attempt %d", chunk, failures + 1)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from aiokafka.errors import IllegalStateError, KafkaError
@@ -112,6 +113,15 @@ class LaneConsumer(driver.Consumer):
                 self.lane.release(chunk.tp, chunk.position)
                 self._acked[chunk.tp].append(chunk.position - 1)
         self.wake()
+
+    async def give_back(self, tp: TP) -> None:
+        """Let go of what waits of a partition; it is read again in its turn."""
+        partition = self.lane.partitions.get(tp)
+        if partition is not None:
+            start = Start(partition.topic_id, partition.done, partition.done)
+            with suppress(IllegalStateError):  # taken away meanwhile
+                await self._thread.call_thread(self._thread.lane_seek, {tp: start})
+            self.wake()
 
     def wake(self) -> None:
         """Let the fetch look again whether there is room."""

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import aiokafka
 from aiokafka.consumer.fetcher import FetchResult
-from aiokafka.errors import ConsumerStoppedError, IllegalStateError
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    CorruptRecordException,
+    IllegalStateError,
+)
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
-from heartbeat_app.lane.lane import Lane
+from heartbeat_app.lane.lane import Lane, Partition
+from heartbeat_app.lane.records import Damage
+
+log = logging.getLogger(__name__)
 
 # A fetch is bounded in compressed bytes only; these bound what it may grow to: a
 # megabyte of one letter is some hundred bytes.
 MAX_CHUNK_RECORDS = 50_000
-MAX_CHUNK_BYTES = 6 * 1024 * 1024
+MAX_CHUNK_BYTES = 12 * 1024 * 1024
 # For so long the thread's loop may do nothing else but unpack: of one partition, and of
 # all. It is the group's heartbeat that waits, and the other partitions.
 UNPACK_SECONDS = 0.05
 ROUND_SECONDS = 0.1
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
-# each partition but for this limit.
+# each partition but for this limit, which is all brokers' together.
 MAX_FETCH_BYTES = 4 * 1024 * 1024
+LEAST_FETCH_BYTES = 1024 * 1024
+# So much of what was fetched may wait for its turn. Half of it is for partitions of
+# which a chunk waits already: one that is held up must not hold up the others.
+MAX_FETCHED_BYTES = 8 * 1024 * 1024
+# So long a batch that came damaged is not fetched again, and not told again.
+DAMAGE_SECONDS = 1.0
+DAMAGE_TOLD_SECONDS = 60.0
 # While records come one after the other, Kafka answers when it has so many bytes or
 # after about as long as the last ones took to be stored: what came sooner would wait
 # for them, and an answer for each record would cost more than storing it. The first
@@ -47,6 +64,15 @@ PAUSE_SECONDS = 0.05
 # Leaving the group takes some ms, the rest of a fetch that waits for records 1.5 s.
 CLOSE_SECONDS = 2.0
 COMMIT_SECONDS = 2.0
+
+
+class _Held:
+    """In the place of a partition's records while aiokafka is not to fetch any."""
+
+    @staticmethod
+    def calculate_backoff() -> float:
+        """How long the others of its broker are to wait for it, seconds."""
+        return 0.0
 
 
 class Start(NamedTuple):
@@ -78,6 +104,70 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
         await super().on_start()
+        fetcher = self._ensure_consumer()._fetcher
+        self._all_actions = fetcher._get_actions_per_node
+        fetcher._get_actions_per_node = partial(self._actions, fetcher)
+        client = fetcher._client
+        client.send = partial(self._send, client.send)
+
+    async def _send(self, send: Any, node_id: int, request: Any, **options: Any) -> Any:
+        """Ask Kafka; what it cannot read itself of the lane's partitions is noted here.
+
+        aiokafka would ask again at once, and log that each time.
+        """
+        response = await send(node_id, request, **options)
+        if not isinstance(request, FetchRequest):
+            return response
+        asked = {
+            TP(topic, partition): offset
+            for topic, partitions in request.topics
+            for partition, offset, _ in partitions
+        }
+        for topic, partitions in response.topics:
+            for answer in list(partitions):
+                tp = TP(topic, answer[0])
+                partition = self.lane.partitions.get(tp)
+                if partition and answer[1] == CorruptRecordException.errno:
+                    damage = Damage(asked[tp], None, "Kafka itself cannot read it")
+                    self._note(tp, partition, damage, goes_on=False)
+                    partitions.remove(answer)
+        return response
+
+    def _actions(self, fetcher: Any, assignment: Any) -> Any:
+        """What aiokafka asks Kafka for next, within what may be held."""
+        fetched = {
+            tp: result._partition_records._records.size_in_bytes()
+            for tp, result in fetcher._records.items()
+            if tp in self.lane.partitions
+            and type(result) is FetchResult
+            and result._partition_records is not None
+        }
+        held = sum(fetched.values())
+        if held >= MAX_FETCHED_BYTES:
+            # It is fetched again when it has room.
+            for tp, size in fetched.items():
+                if self.lane.partitions[tp].waiting:
+                    del fetcher._records[tp]
+                    held -= size
+        brokers = {fetcher._select_read_replica(tp) for tp in assignment.tps}
+        fetcher._fetch_max_bytes = max(
+            LEAST_FETCH_BYTES, MAX_FETCH_BYTES // max(1, len(brokers))
+        )
+        now = time.monotonic()
+        not_now = []
+        for tp in assignment.tps:
+            partition = self.lane.partitions.get(tp)
+            if partition is None or tp in fetcher._records:
+                continue
+            limit = MAX_FETCHED_BYTES // (2 if partition.waiting else 1)
+            if held >= limit or now < partition.fetched_again:
+                not_now.append(tp)
+        fetcher._records.update(dict.fromkeys(not_now, _Held))
+        try:
+            return self._all_actions(assignment)
+        finally:
+            for tp in not_now:
+                del fetcher._records[tp]
 
     async def on_thread_stop(self) -> None:
         """Call when the thread stops: leave the group, and do not wait for goodbyes.
@@ -325,7 +415,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             if now - began > ROUND_SECONDS:
                 self._goes_on = True
                 break
-            if self.lane.has_room(tp):
+            fetched = driver.ensure_aiokafka_TP(tp) in fetcher._records
+            if fetched and self.lane.has_room(tp):
                 self.lane.partitions[tp].served = now
                 chunk = self._take_chunk(fetcher, tp)
                 if chunk is not None:
@@ -362,12 +453,18 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 MAX_CHUNK_RECORDS,
                 min(MAX_CHUNK_BYTES, self.lane.room()),
                 time.monotonic() + UNPACK_SECONDS,
+                math.inf if state.highwater is None else state.highwater,
             )
         except BaseException:
             self._drop(fetcher, aiotp)
             raise
         result._update_position()
-        if fetched._records.is_done:
+        is_done = fetched._records.is_done
+        damage = unpacked.damage
+        if damage is None and is_done and state.position == begin:
+            damage = Damage(begin, None, "no record that was fetched has this offset")
+        self._note(tp, partition, damage, goes_on=state.position > begin)
+        if damage or is_done:
             self._drop(fetcher, aiotp)
         elif unpacked.is_cut_short:
             self._goes_on = True
@@ -393,6 +490,34 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             epoch=partition.epoch,
             unexplained=position - begin - unpacked.explained,
         )
+
+    @staticmethod
+    def _note(
+        tp: TP, partition: Partition, damage: Damage | None, *, goes_on: bool
+    ) -> None:
+        """Note what was fetched damaged, or that it is right again, and tell it."""
+        now = time.monotonic()
+        if damage is None:
+            if goes_on and partition.damage is not None:
+                log.info(
+                    "%s[%d]: not damaged any more, going on at %d",
+                    *tp,
+                    partition.damage.offset,
+                )
+                partition.damage, partition.damage_told = None, -math.inf
+            return
+        if partition.damage is None or partition.damage.offset != damage.offset:
+            partition.damage_told = -math.inf
+        partition.damage, partition.fetched_again = damage, now + DAMAGE_SECONDS
+        if now - partition.damage_told >= DAMAGE_TOLD_SECONDS:
+            partition.damage_told = now
+            log.error(
+                "%s[%d]: %s. It is fetched again every second, and nothing behind it "
+                "is read before. Where no broker has it right, delete it by "
+                "kafka-delete-records; see docs/troubleshooting.md.",
+                *tp,
+                damage,
+            )
 
     @staticmethod
     def _state(fetcher: Any, aiotp: Any) -> Any:

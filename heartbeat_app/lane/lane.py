@@ -11,15 +11,16 @@ from typing import Protocol
 
 from faust.types import TP
 
-from heartbeat_app.lane.records import Large, LargeRecord, Unpacker
+from heartbeat_app.lane.records import Damage, Large, LargeRecord, Unpacker
 
 # What may wait for the agent, so that memory is bounded in bytes: two chunks keep it
 # busy (one being written, one ready), and the sum over all partitions has a limit.
 MAX_WAITING_CHUNKS = 2
-MAX_WAITING_BYTES = 8 * 1024 * 1024
-# One chunk of each partition is let through beyond that, with so many bytes or one
-# batch more.
-LEAST_CHUNK_BYTES = 1024 * 1024
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+# Beyond that only partitions of which nothing waits have chunks let through, which end
+# after the batch that brings them to so many bytes; and none at all beyond this.
+LEAST_CHUNK_BYTES = 256 * 1024
+MOST_WAITING_BYTES = 20 * 1024 * 1024
 # Nothing is read while the topics' ids were not looked up for so long: a process that
 # was frozen would take the records of a topic that was made again for the old one's.
 MAX_ID_AGE_SECONDS = 2.0
@@ -59,6 +60,11 @@ class Partition:
     # the topic's id changes or a person decides.
     truncated: bool = False
     reported: bool = False
+    # What comes next was fetched damaged. It is not fetched again before that moment,
+    # by time.monotonic(), and was told at the other.
+    damage: Damage | None = None
+    fetched_again: float = -math.inf
+    damage_told: float = -math.inf
     # How often a batch went on being taken apart: a sign of life while none of its
     # records is ready.
     steps: int = 0
@@ -121,6 +127,7 @@ class Lane:
             expected=offset,
             done=offset,
             truncated=seen or end < offset,
+            served=time.monotonic(),
         )
 
     def ids_are_right(self, asked: float) -> None:
@@ -139,13 +146,18 @@ class Lane:
             return False
         if time.monotonic() - self._ids_asked > MAX_ID_AGE_SECONDS:
             return False
-        return len(partition.waiting) < MAX_WAITING_CHUNKS and (
-            not partition.waiting or self.waiting_bytes() < MAX_WAITING_BYTES
+        limit = MAX_WAITING_BYTES if partition.waiting else MOST_WAITING_BYTES
+        return (
+            len(partition.waiting) < MAX_WAITING_CHUNKS and self.waiting_bytes() < limit
         )
 
     def room(self) -> int:
         """How many bytes the next chunk may have."""
         return max(LEAST_CHUNK_BYTES, MAX_WAITING_BYTES - self.waiting_bytes())
+
+    def is_full(self) -> bool:
+        """Whether no partition may have a chunk more."""
+        return self.waiting_bytes() >= MOST_WAITING_BYTES
 
     def is_idle(self) -> bool:
         """Whether no chunk waits for the agent or is with it."""

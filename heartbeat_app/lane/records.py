@@ -15,6 +15,7 @@ import math
 import struct
 import time
 import weakref
+import zlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,7 +26,7 @@ import msgspec
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException, KafkaError
 from aiokafka.record.default_records import DefaultRecordBatch
-from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.legacy_records import LegacyRecordBatch
 
 from heartbeat_app.lane.decompress import (
     PIECE_BYTES,
@@ -39,8 +40,12 @@ LENGTH = struct.Struct(">8xi")
 # What comes before a batch's records: base offset, attributes, last offset delta, and
 # how many records there are.
 HEADER = struct.Struct(">q13xhi30xi")
-MAGIC_AT, ATTRIBUTES_AT = 16, 21
+MAGIC_AT, ATTRIBUTES_AT, DELTA_AT = 16, 21, 23
+# What a batch of each format has at least: its header, without a record.
+LEAST_SIZES = (26, 34, HEADER.size)
 
+# What a record takes in memory beside its bytes; empty ones have eight in a batch.
+RECORD_BYTES = 128
 # What a header takes in memory beside its bytes. It counts as so many bytes more: a
 # megabyte can hold half a million empty ones.
 HEADER_BYTES = 64
@@ -60,7 +65,7 @@ MOST_RECORDS = 1_000_000
 FEED_BYTES = 64 * 1024
 # So much may be held to take batches apart, by all partitions together, where it is not
 # a single one that takes more.
-MOST_HELD_BYTES = 40 * 1024 * 1024
+MOST_HELD_BYTES = 20 * 1024 * 1024
 # A partition whose records nobody takes for so long lets another one's turn come.
 PATIENCE_SECONDS = 5.0
 
@@ -136,6 +141,32 @@ class Unread:
     why: str
 
 
+class DamagedError(Exception):
+    """Why a record batch is not as it was written, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """A record batch that is not as it was written.
+
+    Kafka's disk or the network may have damaged it: a later fetch, or one from another
+    broker, may give it right.
+
+    Attributes:
+        offset: The first one that cannot be read.
+        next_offset: The one after the batch, as far as the batch can be believed.
+        why: In words.
+    """
+
+    offset: int
+    next_offset: int | None
+    why: str
+
+    def __str__(self) -> str:
+        end = "" if self.next_offset is None else f" (up to {self.next_offset - 1})"
+        return f"the record batch at offset {self.offset}{end} is damaged: {self.why}"
+
+
 @dataclass(slots=True)
 class Unpacked:
     """What was taken out of a fetch.
@@ -148,6 +179,7 @@ class Unpacked:
         passed_over: Offsets that are a transaction's own: control batches and aborted
             records.
         is_cut_short: The time was over; more is there.
+        damage: Behind all of this comes a batch that has to be fetched again.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -156,6 +188,7 @@ class Unpacked:
     size: int = 0
     passed_over: int = 0
     is_cut_short: bool = False
+    damage: Damage | None = None
 
     @property
     def explained(self) -> int:
@@ -185,16 +218,18 @@ class Unpacker:
         max_records: int,
         max_bytes: int,
         deadline: float = math.inf,
+        log_end: float = math.inf,
     ) -> Unpacked:
         """Take records out of aiokafka's PartitionRecords.
 
         Stops after the batch that reaches a limit, or in the middle of a large one,
         and goes on there when it is called again; so it does at the deadline, by
-        time.monotonic(), maybe without any record. Follows `_unpack_records` of
-        aiokafka 0.14: control batches and aborted transactions are passed over.
+        time.monotonic(), maybe without any record. It also stops before a batch that
+        is damaged. Follows `_unpack_records` of aiokafka 0.14: control batches and
+        aborted transactions are passed over.
 
-        Raises:
-            CorruptRecordException: The checksum of a batch is wrong.
+        Arguments:
+            log_end: No batch reaches beyond that offset.
         """
         # The iterator that is not used holds its object, and so the fetch, in a cycle
         # until the garbage collector comes by, seldom: 60 MB of what was read already.
@@ -221,12 +256,19 @@ class Unpacker:
             if time.monotonic() > deadline:
                 found.is_cut_short = True
                 break
-            batch = source.next_batch()
-            if fetched._check_crcs and not batch.validate_crc():
-                raise CorruptRecordException(f"Invalid CRC - {fetched._tp}")
+            batch = None
+            try:
+                batch = source.next_batch()
+                _check(fetched, batch, log_end)
+                ends = batch.is_control_batch and _is_abort(fetched, batch)
+            except DamagedError as why:
+                if batch is not None:
+                    source.go_back()
+                found.damage = _damage(fetched, batch, log_end, str(why))
+                break
             if batch.producer_id is not None:
                 fetched._consume_aborted_up_to(batch.base_offset)
-                if batch.is_control_batch and _is_abort(fetched, batch):
+                if ends:
                     fetched._aborted_producers.discard(batch.producer_id)
             aborted = (
                 batch.is_transactional
@@ -255,6 +297,7 @@ class Unpacker:
             reader = _Reader(raw, self.max_record_bytes, self.large)
             whole, size = reader.at_once(batch)
             if whole is None:
+                reader.begin()  # it holds nothing before its turn
                 source.reader = reader
                 return
             records = whole
@@ -265,7 +308,7 @@ class Unpacker:
         if size + headers * HEADER_BYTES > self.max_record_bytes:
             records = self._without_large(records, found)
         found.records += records
-        found.size += size
+        found.size += size + RECORD_BYTES * len(records)
 
     def _without_large(
         self, records: Sequence[Record], found: Unpacked
@@ -316,15 +359,42 @@ def _told(record: Record, large: Large) -> Any:
     return large.end(record.offset)
 
 
+def _check(fetched: Any, batch: Any, log_end: float) -> None:
+    """Look whether a batch is as it was written.
+
+    Raises:
+        DamagedError: It is not.
+    """
+    if fetched._check_crcs and not batch.validate_crc():
+        raise DamagedError("its checksum is wrong")
+    # No checksum is over the first offset; beyond the end all else would be lost.
+    if batch.next_offset > log_end:
+        raise DamagedError(
+            f"it says that its last offset is {batch.next_offset - 1}, and the log "
+            f"ends at {log_end}"
+        )
+
+
+def _damage(fetched: Any, batch: Any, log_end: float, why: str) -> Damage:
+    at = fetched.next_fetch_offset
+    end = None if batch is None else batch.next_offset
+    return Damage(at, end if end is not None and at < end <= log_end else None, why)
+
+
 def _is_abort(fetched: Any, batch: Any) -> bool:
+    """Whether a control batch is the end of a transaction that was aborted.
+
+    Raises:
+        DamagedError: Nobody can tell.
+    """
     try:
         return bool(fetched._contains_abort_marker(batch))
-    except KafkaError as error:
-        if type(error) is not KafkaError:  # it is corrupt
-            raise
-        # Compaction keeps the last batch of a producer, but not the marker in it, nor
-        # the records that it was about. aiokafka raises, and would for ever.
-        return False
+    except Exception as error:
+        if type(error) is KafkaError:
+            # Compaction keeps the last batch of a producer, but not the marker in it,
+            # nor the records that it was about. aiokafka raises, and would for ever.
+            return False
+        raise DamagedError(f"its control record cannot be read ({error!r})") from error
 
 
 def _old(
@@ -371,10 +441,24 @@ class FetchedRecords:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._begin = self._end = 0
-        self._batches: Any = MemoryRecords(data)
         self.reader: _Reader | None = None
-        self.has_next = self._batches.has_next
-        self.size_in_bytes = self._batches.size_in_bytes
+
+    def size_in_bytes(self) -> int:
+        """How many bytes were fetched."""
+        return len(self._data)
+
+    def has_next(self) -> bool:
+        """Whether there is another batch. The end of a fetch may cut one off.
+
+        Kafka sends the first one whole.
+        """
+        rest = len(self._data) - self._end
+        if not self._end:
+            return rest > 0
+        return rest >= LENGTH.size and self._length() <= rest - LENGTH.size
+
+    def _length(self) -> int:
+        return int(LENGTH.unpack_from(self._data, self._end)[0])
 
     @property
     def is_done(self) -> bool:
@@ -382,11 +466,42 @@ class FetchedRecords:
         return self.reader is None and not self.has_next()
 
     def next_batch(self) -> Any:
-        """The next batch, as aiokafka makes it."""
-        self._begin = self._end
-        (length,) = LENGTH.unpack_from(self._data, self._begin)
-        self._end += LENGTH.size + length
-        return self._batches.next_batch()
+        """The next batch, as aiokafka makes it.
+
+        Raises:
+            DamagedError: It cannot be one.
+        """
+        rest = len(self._data) - self._end
+        if rest <= MAGIC_AT:
+            raise DamagedError(f"only {rest} bytes of it came")
+        length = self._length()
+        magic = self._data[self._end + MAGIC_AT]
+        if magic >= len(LEAST_SIZES):
+            raise DamagedError(f"it says that its format has the number {magic}")
+        if not LEAST_SIZES[magic] <= LENGTH.size + length <= rest:
+            raise DamagedError(f"it says that it has {length:,} bytes")
+        end = self._end + LENGTH.size + length
+        raw = memoryview(self._data)[self._end : end]
+        if magic == 2:
+            batch: Any = DefaultRecordBatch(raw)
+            if raw[DELTA_AT] & 0x80:
+                raise DamagedError("it says that it ends before it begins")
+        else:
+            # aiokafka takes it apart at once, and trusts what it says.
+            if zlib.crc32(raw[MAGIC_AT:]) != int.from_bytes(
+                raw[LENGTH.size : MAGIC_AT]
+            ):
+                raise DamagedError("its checksum is wrong")
+            try:
+                batch = LegacyRecordBatch(raw, magic)
+            except Exception as error:
+                raise DamagedError(f"it cannot be taken apart ({error!r})") from error
+        self._begin, self._end = self._end, end
+        return batch
+
+    def go_back(self) -> None:
+        """Have the batch that `next_batch` returned last come again."""
+        self._end = self._begin
 
     @property
     def raw(self) -> memoryview:
@@ -504,7 +619,7 @@ class _Reader:
             for item in self._items:
                 if type(item) is Record:
                     found.records.append(item)
-                    found.size += _weight(item)
+                    found.size += _weight(item) + RECORD_BYTES
                     fetched.next_fetch_offset = item.offset + 1
                 elif item is not None:
                     found.large.append(item)

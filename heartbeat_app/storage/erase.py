@@ -24,6 +24,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     TableClause,
+    Text,
     case,
     cast,
     column,
@@ -271,7 +272,8 @@ def _empty_letters(
                 select(
                     _l.id,
                     func.coalesce(func.octet_length(_l.key), 0)
-                    + func.coalesce(func.octet_length(_l.value), 0),
+                    + func.coalesce(func.octet_length(_l.value), 0)
+                    + func.octet_length(cast(_l.headers, Text)),
                 )
                 .where(_has_contents(), _l.id > after, _l.id <= last)
                 .order_by(_l.id)

@@ -270,9 +270,9 @@ BY_SCENARIO = (
         (
             Patch(
                 "heartbeat_app/lane/lane.py",
-                "        return len(partition.waiting) < MAX_WAITING_CHUNKS and (\n"
-                "            not partition.waiting or self.waiting_bytes()"
-                " < MAX_WAITING_BYTES\n        )\n",
+                "        return (\n"
+                "            len(partition.waiting) < MAX_WAITING_CHUNKS"
+                " and self.waiting_bytes() < limit\n        )\n",
                 "        return True\n",
             ),
         ),

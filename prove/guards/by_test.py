@@ -182,12 +182,12 @@ BY_TEST = (
         "a batch in which a bit flipped is not read",
         "tests/unit/test_records.py"
         "::test_a_bit_that_flipped_is_no_record",
-        "DID NOT RAISE",
+        "assert None",
         (
             Patch(
                 "heartbeat_app/lane/records.py",
-                "        if fetched._check_crcs and not batch.validate_crc():\n",
-                "        if False:\n",
+                "    if fetched._check_crcs and not batch.validate_crc():\n",
+                "    if False:\n",
             ),
         ),
     ),
@@ -200,8 +200,8 @@ BY_TEST = (
         (
             Patch(
                 "heartbeat_app/lane/records.py",
-                "        if type(error) is not KafkaError:  # it is corrupt\n",
-                "        if True:\n",
+                "        if type(error) is KafkaError:\n",
+                "        if False:\n",
             ),
         ),
     ),

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Self
+
+import psutil
+from aiokafka import AIOKafkaProducer
+from confluent_kafka import Producer
 
 from prove.scenario import scenario
-from prove.world import World
+from prove.scenarios.postgres import require_no_restart
+from prove.world import PARTITIONS, TOPIC, World
 from tests.oracle import BAD, BASE, Record, good
 
 MEGABYTE = 1_000_000
+MIB = 1024 * 1024
+# What a bomb expands to; a block of raw snappy is held whole.
+BOMB_BYTES, SNAPPY_BYTES = 100 * MIB, 40 * MIB
+CODECS = ("gzip", "lz4", "zstd", "raw snappy", "framed snappy")
+PARTS = ("value", "key", "headers")
 ODD = (
     "tab\there", "line\nbreak", "carriage\rreturn", "back\\slash", "\\N", "\\.", "NULL",
     "'quoted'", '"quoted"', " blanks ", "$$", "%s", "{}", "\x01\x7f", "ab\u0301",
@@ -197,3 +211,175 @@ def encoded(world: World) -> Iterator[Record]:
         text = json.dumps(json.loads(beat), ensure_ascii=False)
         for encoding in ENCODINGS:
             yield world.oracle.record(text.encode(encoding), "not_json")
+
+
+@scenario(
+    "records and a batch that expand to much more than they are, in every codec, among "
+    "good beats in all partitions, and one of two workers killed",
+    alone=True,
+)
+def bombs(world: World) -> None:
+    world.topic.configure({"max.message.bytes": str(16 * MIB)})
+    workers = [world.start_worker() for _ in range(2)]
+    flow(world)
+    world.wait_until(lambda: world.lag() == 0, "the first ones are read")
+    feed = world.feed()
+    with Watched(world) as watched:
+        feed.send_beats(
+            ((f"before-{each}", BASE, 60) for each in range(400)),
+        )
+        drop_bombs(world)
+        victim = world.choice.choice(workers)
+        victim.kill()
+        victim.start()
+        world.did("kill -9 of a worker")
+        crowded = world.choice.randrange(PARTITIONS)
+        send_a_million(world, crowded)
+        began = time.monotonic()
+        behind: dict[str, list[str]] = {"the bombs": [], "a million": []}
+        for partition in range(PARTITIONS):
+            names = [f"behind-{partition}-{each}" for each in range(100)]
+            behind["a million" if partition == crowded else "the bombs"] += names
+            feed.send_beats(((name, BASE, 60) for name in names), partition=partition)
+        waited = {}
+        for what, names in behind.items():
+            world.wait_until(
+                partial(are_stored, world, names),
+                f"the good ones behind {what} are stored",
+            )
+            waited[what] = time.monotonic() - began
+            world.note(f"good ones behind {what} waited", f"{waited[what]:.1f} s")
+        world.wait_until(lambda: world.lag() == 0, "all is read")
+    world.note("memory grew by", f"{watched.growth / MIB:.0f} MiB")
+    world.note("/health/live answered within", f"{watched.slowest:.2f} s")
+    world.require(waited["the bombs"] < 30, "others waited for a million")
+    # Which have to be stored before: 17,000 a second at least.
+    world.require(waited["a million"] < 60, "a million took too long")
+    world.require(watched.growth < 64 * MIB, "memory is beyond its bound")
+    require_no_restart(world)
+
+
+def are_stored(world: World, customers: list[str]) -> bool:
+    """Whether each of them has its beat."""
+    count = "SELECT count(*) FROM heartbeats WHERE customer_id = ANY(:customers)"
+    return bool(world.scalar(count, customers=customers) == len(customers))
+
+
+def drop_bombs(world: World) -> None:
+    """One of each codec in each part of a record, and beats behind each."""
+    feed = world.feed()
+    for number, (codec, part) in enumerate((c, p) for c in CODECS for p in PARTS):
+        size = SNAPPY_BYTES if codec == "raw snappy" else BOMB_BYTES
+        partition, key, _ = world.oracle.record(
+            b"", "too_large", partition=number % PARTITIONS
+        )
+        assert key is not None
+        record: dict[str, Any] = {"key": key, "value": b"b"}
+        big = key + b"a" * size
+        if part == "headers":
+            record["headers"] = [("h", big)]
+        else:
+            record[part] = big
+        if part == "key":  # of which the beginning is kept
+            world.oracle.refused[big[:4096]] = world.oracle.refused.pop(key)
+        send_bomb(world, codec, partition, record)
+        world.did(f"bomb of {size // MIB} MiB with compression {codec}")
+        feed.send_beats(
+            (f"among-{number}-{each}", BASE, 60) for each in range(4 * PARTITIONS)
+        )
+
+
+def send_bomb(world: World, codec: str, partition: int, record: dict[str, Any]) -> None:
+    """Send one large record by itself."""
+    if codec == "framed snappy":  # as Java's clients write it
+        asyncio.run(send_framed(world, partition, record))
+        return
+    producer = Producer(
+        {
+            **world.topic.config,
+            "compression.type": codec.removeprefix("raw "),
+            "message.max.bytes": 10**9,
+            "batch.size": 10**9,
+        }
+    )
+    producer.produce(TOPIC, partition=partition, **record)
+    assert producer.flush(120) == 0
+
+
+async def send_framed(world: World, partition: int, record: dict[str, Any]) -> None:
+    producer = AIOKafkaProducer(
+        bootstrap_servers=world.kafka.bootstrap_servers,
+        compression_type="snappy",
+        max_request_size=10**9,
+        max_batch_size=10**9,
+    )
+    async with producer:
+        await producer.send_and_wait(TOPIC, partition=partition, **record)
+
+
+def send_a_million(world: World, partition: int) -> None:
+    """Send a batch of a million beats."""
+    rows = (
+        ("million", BASE + timedelta(milliseconds=each), 60) for each in range(MEGABYTE)
+    )
+    producer = Producer(
+        {
+            **world.topic.config,
+            "compression.type": "zstd",
+            "linger.ms": 60_000,
+            "batch.num.messages": MEGABYTE,
+            "queue.buffering.max.messages": 2 * MEGABYTE,
+            "queue.buffering.max.kbytes": MEGABYTE,
+            "message.max.bytes": 10**9,
+            "batch.size": 10**9,
+        }
+    )
+    for _, key, value in world.oracle.beats(rows, partition=partition):
+        producer.produce(TOPIC, value, key, partition=partition)
+    assert producer.flush(120) == 0
+    world.did("batch of a million records")
+
+
+class Watched:
+    """What the workers take meanwhile, looked at all the time.
+
+    Attributes:
+        growth: The most bytes that one of them held beyond what it held before.
+        slowest: The longest answer of /health/live, in seconds.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self.growth = 0
+        self.slowest = 0.0
+
+    def __enter__(self) -> Self:
+        self._before = max(resident(each.pid) for each in self._world.workers)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(0.05):
+            for worker in list(self._world.workers):
+                if worker.is_running():
+                    held = resident(worker.pid)
+                    self.growth = max(self.growth, held - self._before)
+            began = time.monotonic()
+            for worker in self._world.workers:
+                if worker.get("/health/live")[0] == 200:
+                    self.slowest = max(self.slowest, time.monotonic() - began)
+                began = time.monotonic()
+
+
+def resident(pid: int) -> int:
+    """Bytes that a process holds; 0 where it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -94,3 +95,49 @@ def test_bombs_stop_nobody(
     assert most - before < 64 * MIB
     assert worker.is_running()
     assert "Ending, to be started anew" not in worker.log()
+
+
+def test_many_partitions_full_of_large_records_take_no_more(
+    topic: Topic, engine: Engine, make_worker: Callable[..., Worker]
+) -> None:
+    """What waits has one bound, not one for each partition."""
+    partitions = int(os.environ.get("BOMBED_PARTITIONS", "48"))
+    topic.make(partitions=partitions, **{"max.message.bytes": str(16 * MIB)})
+    oracle = Oracle(seed=1, partitions=1)
+    worker = make_worker(RETENTION_DAYS="3650").start()
+    worker.wait_until(lambda: worker.get("/health/ready")[0] == 200, "it is ready")
+    topic.produce(beats_of(oracle, 20_000))
+
+    def consumed() -> int:
+        statement = "SELECT sum(consumed) FROM partition_ledger"
+        with engine.connect() as connection:
+            return connection.scalar(text(statement)) or 0
+
+    worker.wait_until(lambda: consumed() == 20_000, "the first ones are stored")
+    process = psutil.Process(worker.pid)
+    before = most = process.memory_info().rss
+    worker.pause()
+    producer = Producer(
+        {
+            **topic.config,
+            "compression.type": "zstd",
+            "message.max.bytes": 10**9,
+            "batch.size": 10**9,
+        }
+    )
+    bomb, junk = b"a" * 20 * MIB, os.urandom(900_000)
+    for partition in range(partitions):
+        for value in (junk, bomb, junk, junk):
+            producer.produce(topic.name, value, partition=partition)
+            producer.flush(60)
+    worker.resume()
+
+    def done() -> bool:
+        nonlocal most
+        most = max(most, process.memory_info().rss)
+        return consumed() == 20_000 + 4 * partitions
+
+    worker.wait_until(done, "all are dealt with", seconds=90 + partitions)
+    print(f"{partitions} partitions: {(most - before) / MIB:.0f} MiB more")
+    assert most - before < 64 * MIB
+    assert worker.is_running()

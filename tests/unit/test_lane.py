@@ -9,7 +9,11 @@ import pytest
 from faust.types import TP
 
 from heartbeat_app.lane import Lane, LaneSchema
-from heartbeat_app.lane.lane import MAX_ID_AGE_SECONDS, MAX_WAITING_BYTES
+from heartbeat_app.lane.lane import (
+    MAX_ID_AGE_SECONDS,
+    MAX_WAITING_BYTES,
+    MOST_WAITING_BYTES,
+)
 
 ZERO, ONE = TP("beats", 0), TP("beats", 1)
 
@@ -41,6 +45,14 @@ def test_the_bytes_of_all_partitions_are_bounded_but_one_chunk_always_goes(
     assert lane.has_room(ONE)  # or a huge chunk of one would starve the others
     lane.partitions[ONE].waiting[10] = 1
     assert not lane.has_room(ONE)
+
+
+def test_all_partitions_together_have_a_bound(lane: Lane) -> None:
+    lane.partitions[ZERO].waiting[10] = MOST_WAITING_BYTES
+    assert lane.is_full()
+    assert not lane.has_room(ONE)
+    lane.release(ZERO, 10)
+    assert lane.has_room(ONE)
 
 
 def test_nothing_is_read_while_the_ids_are_not_looked_up(lane: Lane) -> None:

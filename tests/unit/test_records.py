@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
-from aiokafka.errors import CorruptRecordException
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
+from aiokafka.record.util import calc_crc32c
 from aiokafka.structs import TopicPartition
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -290,8 +290,49 @@ def test_records_that_unpack_to_much_come_in_parts() -> None:
 def test_a_bit_that_flipped_is_no_record() -> None:
     data = bytearray(RecordBatch(0, 1, [Entry(0, b"key", b"value")]).encode())
     data[-3] ^= 1
-    with pytest.raises(CorruptRecordException):
-        unpack(fetched(bytes(data), 0, [], FetchedRecords), MAX, MAX)
+    found = unpack(fetched(bytes(data), 0, [], FetchedRecords), MAX, MAX)
+    assert found.damage
+    assert found.records == []
+
+
+# Where in a batch, what is written there, and whether its checksum is right again.
+DAMAGED = {
+    "a payload": (70, b"\xff", False),
+    "a format to come": (16, b"\3", True),
+    "a format of before": (16, b"\0", True),
+    "a negative format": (16, b"\xff", True),
+    "a length beyond the fetch": (8, b"\x7f", True),
+    "a length of nothing": (8, bytes(4), True),
+    "a negative length": (8, b"\xff", True),
+    "an offset beyond the log": (2, b"\1", True),
+    "offsets that are negative": (23, b"\x80", True),
+    "a codec that is not there": (22, b"\7", False),
+    "a control record that is none": (22, b"\x30", True),
+}
+
+
+@pytest.mark.parametrize(("at", "new", "right"), DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize("good", [0, 1])
+def test_what_comes_before_damage_is_given(
+    at: int, new: bytes, right: bool, good: int
+) -> None:
+    one = RecordBatch(0, 3, [Entry(2, None, b"one")]).encode()
+    two = bytearray(
+        RecordBatch(3, 3, [Entry(0, b"key", b"x" * 99)], producer=7).encode()
+    )
+    two[at : at + len(new)] = new
+    if right:
+        two[17:21] = calc_crc32c(bytes(two[21:])).to_bytes(4, "big")
+    if new == b"\x7f" and good:
+        return  # it looks like one that was cut off, and comes first in the next fetch
+    data = one * good + bytes(two) + RecordBatch(6, 1, [Entry(0)]).encode()
+    source = fetched(data, 3 if not good else 0, [], FetchedRecords)
+    for _ in range(2):  # it is not passed over
+        found = Unpacker(MAX, LargeRecord).unpack(source, MAX, MAX, log_end=7)
+        assert found.damage, found
+        assert (found.damage.offset, source.next_fetch_offset) == (3, 3)
+        assert [each.value for each in found.records] == [b"one"] * good
+        good = 0
 
 
 @given(logs(), st.integers(1, 200))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.validation import EARLIEST, Reason, Refusal, Rules
+from heartbeat_app.validation import EARLIEST, Reason, Refusal, Rules, check
 from tests.fuzz.verdict import NOW, RETENTION, RULES, hold
 from tests.record_strategies import ANY_VALUE, RIGHT
 
@@ -360,3 +361,34 @@ def test_every_reason_is_documented_and_no_other() -> None:
     text = text.partition("## Reasons")[2].partition("\n## ")[0]
     documented = re.findall(r"^\| `([a-z_0-9]+)` \|", text, re.MULTILINE)
     assert documented == [reason.value for reason in Reason]
+
+
+@pytest.mark.parametrize(
+    ("reason", "value"),
+    [
+        (Reason.NOT_AN_OBJECT, b"[" + b"[]," * 300_000 + b"1]"),
+        (Reason.NOT_JSON, b"[" + b"{}," * 300_000 + b"]"),
+        (Reason.NOT_JSON, b"x" * 900_000),
+        (Reason.NOT_JSON, b"\xff" * 900_000),
+        (Reason.NESTED_TOO_DEEPLY, b"[" * 900_000),
+        (Reason.MISSING_FIELD, b"{" + b'"a":{},' * 130_000 + b'"b":1}'),
+        (Reason.WRONG_TYPE, record(customer_id="[" + "[]," * 300_000 + "1]")),
+        (Reason.WRONG_TYPE, record(more=', "note": [' + "[]," * 300_000 + "1]",
+                                   timestamp="1")),
+        (Reason.CUSTOMER_ID_LENGTH, record(customer_id='"' + "a" * 900_000 + '"')),
+        (Reason.TIMESTAMP_INVALID, record(timestamp='"' + "a" * 900_000 + '"')),
+        (Reason.HEART_RATE_OUT_OF_RANGE, record(heart_rate="1" * 900_000)),
+        (Reason.HEART_RATE_NOT_WHOLE, record(heart_rate="1." + "1" * 900_000)),
+    ],
+)  # fmt: skip
+def test_to_explain_a_large_record_takes_little(reason: Reason, value: bytes) -> None:
+    tracemalloc.start()
+    try:
+        found = check(value, RULES)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, Refusal)
+    assert found.reason is reason
+    assert most < 6 * len(value)
+    assert len(found.detail) < 300
