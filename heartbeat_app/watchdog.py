@@ -279,7 +279,7 @@ class Watchdog(Service):
             writes = self.app.writer.signs_of_life
             write = self.app.writes.get(tp)
             is_in_line = (write and not (write.running() or write.done())) or (
-                not partition.waiting and self.app.lane.is_full()
+                not partition.waiting and self.app.lane.is_crowded()
             )
             life = (
                 done,

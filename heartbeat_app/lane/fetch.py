@@ -150,6 +150,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 if self.lane.partitions[tp].waiting:
                     del fetcher._records[tp]
                     held -= size
+        if held >= MAX_FETCHED_BYTES or self.lane.is_full():
+            self.lane.crowded = time.monotonic()
         brokers = {fetcher._select_read_replica(tp) for tp in assignment.tps}
         fetcher._fetch_max_bytes = max(
             LEAST_FETCH_BYTES, MAX_FETCH_BYTES // max(1, len(brokers))

@@ -100,6 +100,8 @@ class Lane:
         self.topic_ids = topic_ids
         self.unpacker = Unpacker(max_record_bytes, large)
         self.partitions: dict[TP, Partition] = {}
+        # When one had to wait for others, since they hold all that may be held.
+        self.crowded = -math.inf
         # What the last chunks took their agent.
         self.seconds_to_store = 0.0
         self._epochs = itertools.count(1)
@@ -156,6 +158,10 @@ class Lane:
     def room(self) -> int:
         """How many bytes the next chunk may have."""
         return max(LEAST_CHUNK_BYTES, MOST_WAITING_BYTES - self.waiting_bytes())
+
+    def is_crowded(self) -> bool:
+        """Whether partitions of which nothing is read may be waiting for the others."""
+        return time.monotonic() - max(self.crowded, self.unpacker.crowded) < 2.0
 
     def is_full(self) -> bool:
         """Whether no partition may have a chunk more."""

@@ -209,6 +209,7 @@ class Unpacker:
     def __init__(self, max_record_bytes: int, large: Callable[[], Large]) -> None:
         self.max_record_bytes = max_record_bytes
         self.large = large
+        self.crowded = -math.inf  # when one had to wait for another
         # Those that are under way.
         self._readers: weakref.WeakSet[_Reader] = weakref.WeakSet()
 
@@ -331,6 +332,7 @@ class Unpacker:
                     self._readers.discard(other)
             held = sum(each.memory for each in self._readers)
             if self._readers and held + reader.memory > MOST_HELD_BYTES:
+                self.crowded = now
                 return False
             self._readers.add(reader)
         reader.stepped = now
