@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 # megabyte of one letter is some hundred bytes.
 MAX_CHUNK_RECORDS = 50_000
 MAX_CHUNK_BYTES = 12 * 1024 * 1024
-# For so long the thread's loop may do nothing else but unpack: of one partition, and of
-# all. It is the group's heartbeat that waits, and the other partitions.
+# For so long the thread's loop may do nothing else but unpack: of one partition, in CPU
+# time (a busy machine would cut chunks, and so transactions, in pieces), and of all. It
+# is the group's heartbeat that waits, and the other partitions.
 UNPACK_SECONDS = 0.05
 ROUND_SECONDS = 0.1
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
@@ -454,7 +455,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 fetched,
                 MAX_CHUNK_RECORDS,
                 min(MAX_CHUNK_BYTES, self.lane.room()),
-                time.monotonic() + UNPACK_SECONDS,
+                time.thread_time() + UNPACK_SECONDS,
                 math.inf if state.highwater is None else state.highwater,
             )
         except BaseException:

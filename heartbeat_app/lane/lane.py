@@ -17,10 +17,12 @@ from heartbeat_app.lane.records import Damage, Large, LargeRecord, Unpacker
 # busy (one being written, one ready), and the sum over all partitions has a limit.
 MAX_WAITING_CHUNKS = 2
 MAX_WAITING_BYTES = 16 * 1024 * 1024
-# Beyond that only partitions of which nothing waits have chunks let through, which end
-# after the batch that brings them to so many bytes; and none at all beyond this.
+# The last one let in may be as large as a fetch of usual records: chunks that fill up
+# what is left are many small transactions. Beyond that only partitions of which nothing
+# waits have chunks let through, which end after the batch that brings them to so many
+# bytes; and none at all beyond this.
 LEAST_CHUNK_BYTES = 256 * 1024
-MOST_WAITING_BYTES = 20 * 1024 * 1024
+MOST_WAITING_BYTES = 21 * 1024 * 1024
 # Nothing is read while the topics' ids were not looked up for so long: a process that
 # was frozen would take the records of a topic that was made again for the old one's.
 MAX_ID_AGE_SECONDS = 2.0
@@ -155,7 +157,7 @@ class Lane:
 
     def room(self) -> int:
         """How many bytes the next chunk may have."""
-        return max(LEAST_CHUNK_BYTES, MAX_WAITING_BYTES - self.waiting_bytes())
+        return max(LEAST_CHUNK_BYTES, MOST_WAITING_BYTES - self.waiting_bytes())
 
     def is_crowded(self) -> bool:
         """Whether partitions of which nothing is read may be waiting for the others."""

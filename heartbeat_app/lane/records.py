@@ -225,7 +225,7 @@ class Unpacker:
 
         Stops after the batch that reaches a limit, or in the middle of a large one,
         and goes on there when it is called again; so it does at the deadline, by
-        time.monotonic(), maybe without any record. It also stops before a batch that
+        time.thread_time(), maybe without any record. It also stops before a batch that
         is damaged. Follows `_unpack_records` of aiokafka 0.14: control batches and
         aborted transactions are passed over.
 
@@ -247,14 +247,14 @@ class Unpacker:
                 if not self._may(reader):
                     break  # until another one is done
                 if not reader.step(fetched, found, *limits):
-                    found.is_cut_short = time.monotonic() > deadline
+                    found.is_cut_short = time.thread_time() > deadline
                     break
                 source.reader = None
                 self._readers.discard(reader)
                 continue
             if not source.has_next():
                 break
-            if time.monotonic() > deadline:
+            if time.thread_time() > deadline:
                 found.is_cut_short = True
                 break
             batch = None
@@ -628,7 +628,7 @@ class _Reader:
                     found.size += FEED_BYTES
                     fetched.next_fetch_offset = item.offset + 1
                 if (
-                    time.monotonic() > deadline
+                    time.thread_time() > deadline
                     or found.size >= max_bytes
                     or len(found.records) + len(found.large) >= max_records
                 ):

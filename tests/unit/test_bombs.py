@@ -47,7 +47,7 @@ class Taken:
         while not source._records.is_done:
             began = time.thread_time()
             part: Unpacked = unpacker.unpack(
-                source, 50_000, 6 * MIB, time.monotonic() + 0.05
+                source, 50_000, 6 * MIB, time.thread_time() + 0.05
             )
             self.longest_step = max(self.longest_step, time.thread_time() - began)
             self.most_memory = max(self.most_memory, process.memory_info().rss - before)
