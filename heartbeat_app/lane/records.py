@@ -306,7 +306,9 @@ class Unpacker:
             # A fetch begins with the whole batch that holds its offset.
             records = [r for r in records if r.offset >= fetched.next_fetch_offset]
         headers = max([len(record.headers) for record in records], default=0)
-        if size + headers * HEADER_BYTES > self.max_record_bytes:
+        if size + headers * HEADER_BYTES > self.max_record_bytes and (
+            headers or _widest(records) > self.max_record_bytes
+        ):
             records = self._without_large(records, found)
         found.records += records
         found.size += size + RECORD_BYTES * len(records)
@@ -337,6 +339,16 @@ class Unpacker:
             self._readers.add(reader)
         reader.stepped = now
         return True
+
+
+def _widest(records: Sequence[Record]) -> int:
+    """The most bytes that one of the records, without headers, may have.
+
+    Quicker than to weigh each: many batches have more bytes than a record may have.
+    """
+    keys = max([len(record.key) for record in records if record.key], default=0)
+    values = max([len(record.value) for record in records if record.value], default=0)
+    return keys + values
 
 
 def _weight(record: Record) -> int:
