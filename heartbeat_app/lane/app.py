@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
 import faust
@@ -44,11 +42,6 @@ LANE_SETTINGS: dict[str, Any] = {
     "consumer_auto_offset_reset": "earliest",
 }
 
-# glibc keeps for each thread what was freed below a threshold, which grows up to 32 MiB
-# with what is freed. Buffers of so many bytes and more it is to give back.
-_M_MMAP_THRESHOLD = -3
-GIVEN_BACK_BYTES = 256 * 1024
-
 
 class LaneApp(faust.App):
     """A Faust app in which the topics of `lane` are read in chunks.
@@ -69,8 +62,6 @@ class LaneApp(faust.App):
                 "wheel was built without them). Unset NO_CYTHON or install the wheel."
             )
         self.lane = lane
-        with suppress(AttributeError):  # another libc
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, GIVEN_BACK_BYTES)
         options.setdefault("Monitor", LaneMonitor)
         super().__init__(
             id, **{"TableManager": LaneTableManager, **LANE_SETTINGS, **options}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import math
 import time
@@ -65,6 +66,19 @@ PAUSE_SECONDS = 0.05
 # Leaving the group takes some ms, the rest of a fetch that waits for records 1.5 s.
 CLOSE_SECONDS = 2.0
 COMMIT_SECONDS = 2.0
+# glibc keeps what was freed, tens of megabytes for each of its arenas. So there are two
+# of them, and while something large comes, and for some seconds after, it is told to
+# give back what it keeps. To have it give back each buffer at once (a small
+# M_MMAP_THRESHOLD) costs a tenth of the worker's speed.
+ARENAS = 2
+TRIM_SECONDS = 0.1
+TRIMMED_AFTER_SECONDS = 5.0
+LARGE_RECORD_BYTES = 16 * 1024
+_M_ARENA_MAX = -8
+_libc = ctypes.CDLL(None)
+_trim = getattr(_libc, "malloc_trim", None)  # None: another libc than glibc
+if _trim is not None:
+    _libc.mallopt(_M_ARENA_MAX, ARENAS)
 
 
 class _Held:
@@ -104,6 +118,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # Of other topics, that state and where it stood when we took from it first.
         self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
+        # When memory was given back, and when something large came, last.
+        self._trimmed = self._large_came = -math.inf
         await super().on_start()
         fetcher = self._ensure_consumer()._fetcher
         self._all_actions = fetcher._get_actions_per_node
@@ -412,6 +428,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         by_topic: defaultdict[str, list[Chunk]] = defaultdict(list)
         self._goes_on = False
         began = time.monotonic()
+        self._give_back(began)
         # Who had its turn last is the last one.
         for tp in self.lane.in_turn(tps):
             now = time.monotonic()
@@ -426,6 +443,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     self.lane.partitions[tp].waiting[chunk.position] = chunk.size
                     by_topic[tp.topic].append(chunk)
         return {chunks[0].tp: [Chunks(chunks)] for chunks in by_topic.values()}
+
+    def _give_back(self, now: float) -> None:
+        """Give memory back to the system, if that is due by time.monotonic()."""
+        if (
+            _trim is not None
+            and now - self._large_came < TRIMMED_AFTER_SECONDS
+            and now - self._trimmed >= TRIM_SECONDS
+        ):
+            _trim(0)
+            self._trimmed = now
 
     def _take_chunk(self, fetcher: Any, tp: TP) -> Chunk | None:
         """Take what was fetched for one partition, or None if that was nothing."""
@@ -462,6 +489,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             self._drop(fetcher, aiotp)
             raise
         result._update_position()
+        usual = LARGE_RECORD_BYTES * len(unpacked.records)
+        if unpacked.large or fetched._records.reader or unpacked.size > usual:
+            self._large_came = time.monotonic()
         is_done = fetched._records.is_done
         damage = unpacked.damage
         if damage is None and is_done and state.position == begin:
