@@ -19,6 +19,7 @@ from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.lane import Lane
+from heartbeat_app.lane.outlast import outlast_start
 
 # A fetch is bounded in compressed bytes only; these bound what it may grow to: a
 # megabyte of one letter is some hundred bytes.
@@ -77,7 +78,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # Of other topics, that state and where it stood when we took from it first.
         self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
-        await super().on_start()
+        consumer = self._consumer = self._create_consumer(loop=self.thread_loop)
+        self.time_started = time.monotonic()
+        await outlast_start("consumer", consumer._client, consumer.start)
 
     async def on_thread_stop(self) -> None:
         """Call when the thread stops: leave the group, and do not wait for goodbyes.
@@ -116,7 +119,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
     def generation(self) -> int:
         """Of the group, as this member joined it last; -1: it is no member."""
         consumer: Any = self._consumer
-        return -1 if consumer is None else int(consumer._coordinator.generation)
+        # There is none before Kafka was reached.
+        coordinator = None if consumer is None else consumer._coordinator
+        return -1 if coordinator is None else int(coordinator.generation)
 
     def wake(self) -> None:
         """Tell the fetch that waits that there is room again; from any thread."""
