@@ -10,6 +10,7 @@ import functools
 import inspect
 import io
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -143,7 +144,20 @@ def _show_banner(self: FaustsWorker, worker: Worker) -> None:
         self.say(self.banner(worker))
 
 
+_invoke = cli.invoke
+
+
+def _invoke_or_stop(ctx: click.Context) -> Any:
+    """Ctrl-C ends a command with the status that shells know, 130 and not 1."""
+    try:
+        return _invoke(ctx)
+    except KeyboardInterrupt:
+        click.echo("Interrupted.", err=True)
+        ctx.exit(128 + signal.SIGINT)
+
+
 _replace_version()
+cli.invoke = _invoke_or_stop  # type: ignore[method-assign]
 for _name in ("agents", "tables", "clean-versions", "reset"):
     _replace(_name, _said)
 _replace("worker", _with_database)

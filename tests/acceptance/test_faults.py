@@ -86,6 +86,11 @@ def test_two_workers_killed_ten_times(
         done = consumed(engine)
         victim.start()
     wait_until(lambda: consumed(engine) == records, "all is read", seconds=120)
+    # The one killed last may still be importing what takes signals.
+    wait_until(
+        lambda: all(worker.get("/health/live")[0] == 200 for worker in workers),
+        "both have begun",
+    )
     for worker in workers:
         assert worker.stop() == 0
     oracle.check(engine)

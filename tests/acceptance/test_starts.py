@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.request
@@ -324,3 +325,16 @@ def test_ctrl_c_while_a_command_begins_is_no_trace() -> None:
             _, err = process.communicate(timeout=30)
         assert b"Traceback" not in err, err
         assert process.returncode in {0, 1, 130}
+
+
+@pytest.mark.parametrize("words", ["books", "partitions", "dead-letters list"])
+def test_ctrl_c_while_a_command_waits_gives_the_shells_status(words: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = str(silent.getsockname()[1])
+        with typing({**ENVIRON, "POSTGRESQL_PORT": port}, *words.split()) as process:
+            connection, _ = silent.accept()
+            process.send_signal(signal.SIGINT)
+            connection.close()  # else libpq waits for its whole time limit
+            _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
