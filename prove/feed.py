@@ -18,6 +18,8 @@ CONFIG: dict[str, Any] = {
     "linger.ms": 25,
     "enable.idempotence": True,
     "message.timeout.ms": 600_000,
+    # Of a broker that hangs: another one leads its partitions by then.
+    "socket.timeout.ms": 10_000,
     "topic.metadata.propagation.max.ms": 60_000,
     "message.max.bytes": 2_000_000,
     "log_level": 0,

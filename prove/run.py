@@ -33,6 +33,7 @@ def run(scenario: Scenario, seed: int, *, source: Path = PROJECT) -> Outcome:
                 seed=seed,
                 source=source,
                 kafka=scenario.kafka,
+                cluster=scenario.cluster,
                 workers_roll_up=not scenario.quick,
             )
             outcome = world.outcome

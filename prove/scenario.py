@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prove.world import World
 
-MODULES = ("workers", "postgres", "people", "kafka", "inputs", "load", "standstill")
+MODULES = (
+    "workers", "postgres", "people", "kafka", "cluster", "inputs", "load", "standstill",
+)  # fmt: skip
 
 
 class Skipped(Exception):
@@ -27,6 +29,7 @@ class Scenario:
         group: The module that it is in, without its package.
         quick: Whether it belongs to `--quick`.
         kafka: Further lines of Kafka's configuration.
+        cluster: Whether Kafka is a cluster of three brokers.
         alone: Whether it measures time, and nothing else may be run beside it.
         run: Does it. The world is settled and judged afterwards.
     """
@@ -38,6 +41,7 @@ class Scenario:
     kafka: Mapping[str, str]
     run: Callable[[World], None]
     alone: bool = False
+    cluster: bool = False
 
 
 _all: dict[str, Scenario] = {}
@@ -48,6 +52,7 @@ def scenario(
     *,
     quick: bool = False,
     alone: bool = False,
+    cluster: bool = False,
     kafka: Mapping[str, str] | None = None,
 ) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
     """Make a function a scenario; its name and module become the scenario's."""
@@ -55,7 +60,9 @@ def scenario(
     def register(run: Callable[[World], None]) -> Callable[[World], None]:
         name = run.__name__.replace("_", "-")
         group = run.__module__.rpartition(".")[2]
-        _all[name] = Scenario(name, title, group, quick, kafka or {}, run, alone)
+        _all[name] = Scenario(
+            name, title, group, quick, kafka or {}, run, alone, cluster
+        )
         return run
 
     return register

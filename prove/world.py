@@ -23,7 +23,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from heartbeat_app.config import load_settings
 from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
+from heartbeat_app.embedded.server import EmbeddedServer
 from prove.feed import Feed
+from tests.cluster import make_brokers
 from tests.oracle import RETENTION_DAYS, Oracle, Verdict
 from tests.servers import (
     OWNER,
@@ -40,6 +42,9 @@ from tests.servers import (
 TOPIC = "heartbeats"
 DATABASE = "heartbeat_db"
 PARTITIONS = 4
+# Where the logs of workers are kept that ended by themselves.
+LOGS = Path(__file__).parent / "logs"
+LAST_LINES = 60
 # Seconds from a beat to its roll-ups, as docs/storage.md promises.
 ROLLED_UP_WITHIN = 60.0
 # What a worker does at its next pass, and goes on with while there is more.
@@ -92,6 +97,7 @@ class World:
         source: Where the application's code is; a copy of it when a guard is taken
             out.
         kafka: Further lines of its server's configuration.
+        cluster: Whether it is a cluster of three brokers.
         workers_roll_up: See the attribute.
     """
 
@@ -103,6 +109,7 @@ class World:
         seed: int = 1,
         source: Path = PROJECT,
         kafka: Mapping[str, str] | None = None,
+        cluster: bool = False,
         workers_roll_up: bool = True,
     ) -> None:
         self.folder = folder
@@ -112,6 +119,9 @@ class World:
         self.outcome = Outcome(name, seed)
         self.workers: list[Worker] = []
         self._told_to_stop: set[Worker] = set()
+        # Those of which the scenario wants that they end by themselves.
+        self.may_end: set[Worker] = set()
+        self._ends: dict[Worker, int] = {}  # how many were complained of
         # How the tables are judged; scenarios say where something else is right.
         self.exact = True
         self.missing = 0
@@ -128,9 +138,16 @@ class World:
             password=secrets.token_hex(8),
             database=DATABASE,
         )
-        self.kafka = KafkaServer(folder / "kafka", port=free_port(), config=kafka)
+        # All of Kafka's brokers; `kafka` is the first.
+        self.brokers = (
+            make_brokers(folder, kafka)
+            if cluster
+            else [KafkaServer(folder / "kafka", port=free_port(), config=kafka)]
+        )
+        self.kafka, *others = self.brokers
+        self.servers = Servers(self.postgres, self.kafka, others=others)
         self.environ = {
-            **Servers(self.postgres, self.kafka).environ(DATABASE, TOPIC),
+            **self.servers.environ(DATABASE, TOPIC),
             "RETENTION_DAYS": RETENTION_DAYS,
         }
         self._exit = ExitStack()
@@ -140,12 +157,13 @@ class World:
     def __enter__(self) -> Self:
         with ExitStack() as undo:
             # Launched from here, since the kernel ends a server with its starting
-            # thread; both at once.
-            for server in (self.postgres, self.kafka):
+            # thread; all at once.
+            servers: list[EmbeddedServer] = [self.postgres, *self.brokers]
+            for server in servers:
                 undo.callback(self._remove, server)
                 server.launch()
-            self.postgres.wait_until_ready()
-            self.kafka.wait_until_ready()
+            for server in servers:
+                server.wait_until_ready()
             self.run_alembic("upgrade", "head")
             settings = load_settings(self.environ, Path("/nonexistent"))
             # The server goes away again and again under it.
@@ -167,7 +185,7 @@ class World:
         self._exit.close()
 
     @staticmethod
-    def _remove(server: PostgresServer | KafkaServer) -> None:
+    def _remove(server: EmbeddedServer) -> None:
         server.kill()
         server.remove_data()
 
@@ -187,7 +205,7 @@ class World:
     def topic(self) -> Topic:
         """The topic of the beats."""
         if self._topic is None:
-            self._topic = Topic(Servers(self.postgres, self.kafka), TOPIC)
+            self._topic = Topic(self.servers, TOPIC)
         return self._topic
 
     def run_alembic(self, *arguments: str) -> None:
@@ -222,7 +240,7 @@ class World:
 
     def feed(self, rate: float | None = None, compression: str = "none") -> Feed:
         """Something that sends the oracle's records."""
-        servers = self.kafka.bootstrap_servers
+        servers = self.servers.bootstrap_servers
         return Feed(self.oracle, servers, TOPIC, rate=rate, compression=compression)
 
     def stream(self, *, workers: int = 2, rate: float = 2_000) -> Feed:
@@ -387,12 +405,38 @@ class World:
 
     def supervise(self) -> None:
         """Start workers again that ended, as a supervisor does."""
+        self._look_at_ends()
         for worker in self.workers:
             if worker.is_running():
                 self._told_to_stop.discard(worker)
             elif worker.process is not None and worker not in self._told_to_stop:
                 self.did("worker started again by its supervisor")
                 worker.start()
+
+    def _look_at_ends(self) -> None:
+        """Complain of each worker that ended by itself, and keep its log.
+
+        But for those of which the scenario wants it.
+        """
+        for worker in self.workers:
+            worker.look()
+            known = self._ends.get(worker, 0)
+            ends = worker.own_ends[known:]
+            if not ends:
+                continue
+            self._ends[worker] = known + len(ends)
+            if worker in self.may_end:
+                continue
+            log = (
+                LOGS / f"{self.outcome.name}-{self.outcome.seed}-{worker.log_path.name}"
+            )
+            LOGS.mkdir(exist_ok=True)
+            log.write_text(worker.log())
+            self.outcome.complaints.append(
+                f"a worker ended by itself, which nobody had caused (exit status "
+                f"{', '.join(map(str, ends))}); its log is {log}, which ends with:\n"
+                + "\n".join(worker.log().splitlines()[-LAST_LINES:])
+            )
 
     def last_words(self) -> str:
         """The ends of the workers' logs."""
@@ -416,6 +460,7 @@ class World:
         for worker in self.workers:
             if worker.is_running():
                 self.stop_worker(worker)
+        self._look_at_ends()
         self._roll_up()
         self._observer.stop()
         verdict = self.oracle.judge(self.engine, exact=self.exact, rolled_up=True)

@@ -14,7 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -109,6 +109,13 @@ class Servers:
     password: str = field(default_factory=lambda: secrets.token_hex(8))
     # Where the tests' databases are, if they are in memory.
     memory: Path | None = None
+    # Further brokers of Kafka's cluster.
+    others: Sequence[KafkaServer] = ()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """All of Kafka's brokers."""
+        return ",".join(each.bootstrap_servers for each in (self.kafka, *self.others))
 
     @classmethod
     def start(cls, folder: Path) -> Servers:
@@ -154,7 +161,7 @@ class Servers:
             "POSTGRESQL_OWNER_USERNAME": self.postgres.username,
             "POSTGRESQL_OWNER_PASSWORD": self.postgres.password,
             "POSTGRESQL_DATABASE": database,
-            "KAFKA_BOOTSTRAP_SERVERS": f"127.0.0.1:{self.kafka.port}",
+            "KAFKA_BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "KAFKA_GROUP_ID": name,
             "HEARTBEATS_TOPIC": name,
             "WEB_PORT": str(free_port()),
@@ -246,7 +253,7 @@ class Topic:
     def __init__(self, servers: Servers, name: str) -> None:
         self.name = name
         config: dict[str, Any] = {
-            "bootstrap.servers": f"127.0.0.1:{servers.kafka.port}",
+            "bootstrap.servers": servers.bootstrap_servers,
             "log_level": 0,  # what fails raises; servers come and go
         }
         self.admin = AdminClient(config)
@@ -391,6 +398,9 @@ class Worker:
         }
         self.log_path = log
         self.process: subprocess.Popen[bytes] | None = None
+        # The exit statuses with which it ended although nobody told it to.
+        self.own_ends: list[int] = []
+        self._told_to_end = False
 
     @property
     def pid(self) -> int:
@@ -400,6 +410,8 @@ class Worker:
 
     def start(self, *command: str) -> Worker:
         """Start it, without waiting for it."""
+        self.look()
+        self._told_to_end = False
         arguments = command or (
             sys.executable, "-m", "heartbeat_app", "worker", "-l", "info",
         )  # fmt: skip
@@ -419,15 +431,27 @@ class Worker:
         """Whether it lives."""
         return self.process is not None and self.process.poll() is None
 
+    def look(self) -> None:
+        """Note whether it has ended by itself."""
+        if self.process is not None and not self._told_to_end:
+            status = self.process.poll()
+            if status is not None:
+                self.own_ends.append(status)
+                self._told_to_end = True  # noted once
+
     def kill(self) -> None:
         """kill -9."""
         assert self.process is not None
+        self.look()
+        self._told_to_end = True
         self.process.kill()
         self.process.wait()
 
     def stop(self, *, seconds: float = 15.0) -> int:
         """SIGTERM; its exit status."""
         assert self.process is not None
+        self.look()
+        self._told_to_end = True
         self.process.terminate()
         try:
             return self.process.wait(seconds)

@@ -68,7 +68,9 @@ class KafkaServer(EmbeddedServer):
     """One Kafka node, broker and controller at once, reachable on `host` only.
 
     `config` are further lines of server.properties, `heap` is Java's -Xmx. The
-    controller's port is nobody's business but its own: None takes a free one.
+    controller's port is nobody's business but its own: None takes a free one. New data
+    get the id `new_cluster_id`, which the nodes of a cluster share: None takes a
+    random one.
     """
 
     name: ClassVar[str] = "Kafka"
@@ -84,10 +86,12 @@ class KafkaServer(EmbeddedServer):
         host: str = "127.0.0.1",
         heap: str = "512m",
         config: Mapping[str, str] | None = None,
+        new_cluster_id: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         super().__init__(data_dir, host=host, port=port, progress=progress)
         self.controller_port = controller_port
+        self.new_cluster_id = new_cluster_id
         self.heap = heap
         self.config = dict(config or {})
         self._java = Path()
@@ -126,7 +130,7 @@ class KafkaServer(EmbeddedServer):
                 "format",
                 "--ignore-formatted",
                 "--cluster-id",
-                _new_cluster_id(),
+                self.new_cluster_id or make_cluster_id(),
                 "--config",
                 "format.properties",
             ],
@@ -182,7 +186,7 @@ class KafkaServer(EmbeddedServer):
         return bool(cluster.brokers) and cluster.cluster_id == self.cluster_id
 
 
-def _new_cluster_id() -> str:
+def make_cluster_id() -> str:
     """One that begins with "-" would be read as an option; Kafka makes none either."""
     while True:
         found = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")

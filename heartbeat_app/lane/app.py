@@ -31,6 +31,10 @@ LANE_SETTINGS: dict[str, Any] = {
     # So long is a killed worker's partition without a reader (60 s by default).
     "broker_session_timeout": 12.0,
     "broker_heartbeat_interval": 3.0,
+    # So long an answer of a broker is waited for that holds its connections open and
+    # says nothing. Within the time after which the watchdog ends the worker, several
+    # have to fit: for metadata, for a fetch, for the coordinator (90 s by default).
+    "broker_request_timeout": 15.0,
     # So long a rebalance waits for a member that lives but does not join (60 s).
     "broker_rebalance_timeout": 30.0,
     # A hint only: what was not committed is skipped by the ledger.

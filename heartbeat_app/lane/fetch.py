@@ -27,6 +27,7 @@ from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
 from heartbeat_app.lane.lane import Lane, Partition
+from heartbeat_app.lane.outlast import outlast_start
 from heartbeat_app.lane.records import Damage
 
 log = logging.getLogger(__name__)
@@ -120,8 +121,10 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         self._took = -math.inf  # when there were chunks last, by the loop's time
         # When memory was given back, and when something large came, last.
         self._trimmed = self._large_came = -math.inf
-        await super().on_start()
-        fetcher = self._ensure_consumer()._fetcher
+        consumer = self._consumer = self._create_consumer(loop=self.thread_loop)
+        self.time_started = time.monotonic()
+        await outlast_start("consumer", consumer._client, consumer.start)
+        fetcher = consumer._fetcher
         self._all_actions = fetcher._get_actions_per_node
         fetcher._get_actions_per_node = partial(self._actions, fetcher)
         client = fetcher._client
@@ -225,7 +228,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
     def generation(self) -> int:
         """Of the group, as this member joined it last; -1: it is no member."""
         consumer: Any = self._consumer
-        return -1 if consumer is None else int(consumer._coordinator.generation)
+        # There is none before Kafka was reached.
+        coordinator = None if consumer is None else consumer._coordinator
+        return -1 if coordinator is None else int(coordinator.generation)
 
     def wake(self) -> None:
         """Tell the fetch that waits that there is room again; from any thread."""

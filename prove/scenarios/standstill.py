@@ -21,6 +21,7 @@ def stand_still(world: World, part: str) -> None:
     worker = world.start_worker(
         PROVE_STUCK=str(order), PYTHONPATH=os.pathsep.join(path)
     )
+    world.may_end.add(worker)
     feed = world.feed(rate=1_000)
     feed.start()
     world.wait_until(world.consumed, "the stream has begun")

@@ -15,4 +15,4 @@ def test_it_is_no_option_of_the_tool_that_takes_it(
     """One id in 64 would begin with a dash."""
     ids = iter([uuid.UUID(int=0xFB << 120), uuid.UUID(int=1)])
     monkeypatch.setattr("uuid.uuid4", lambda: next(ids))
-    assert kafka._new_cluster_id() == "AAAAAAAAAAAAAAAAAAAAAQ"
+    assert kafka.make_cluster_id() == "AAAAAAAAAAAAAAAAAAAAAQ"

@@ -28,4 +28,5 @@ def test_who_fails_for_another_reason_does_not_miss_a_guard() -> None:
 
 def test_the_quick_scenarios_are_of_every_group() -> None:
     quick = {each.group for each in scenarios().values() if each.quick}
-    assert quick == {each.group for each in scenarios().values()}
+    # Three brokers take longer to start than a quick scenario may.
+    assert quick == {each.group for each in scenarios().values()} - {"cluster"}
