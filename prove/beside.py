@@ -40,6 +40,11 @@ class KafkaOnly:
 
     kafka: KafkaServer
 
+    @property
+    def bootstrap_servers(self) -> str:
+        """Its one broker."""
+        return self.kafka.bootstrap_servers
+
 
 class Round:
     """One app's topics, group and workers, from the first to the last record."""

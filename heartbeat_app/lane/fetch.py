@@ -108,6 +108,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
 
     lane: Lane
     _room: asyncio.Event
+    # When memory was given back, and when something large came, last.
+    _trimmed = _large_came = -math.inf
 
     async def on_start(self) -> None:
         """Call when the consumer starts."""
@@ -119,8 +121,6 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # Of other topics, that state and where it stood when we took from it first.
         self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
-        # When memory was given back, and when something large came, last.
-        self._trimmed = self._large_came = -math.inf
         consumer = self._consumer = self._create_consumer(loop=self.thread_loop)
         self.time_started = time.monotonic()
         await outlast_start("consumer", consumer._client, consumer.start)

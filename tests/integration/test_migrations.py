@@ -240,7 +240,8 @@ def drop_roles(admin: Engine) -> None:
 def reads(settings: Settings, password: str) -> Engine:
     """An engine of the reader."""
     url = database_url(settings).set(username=READER, password=password)
-    return create_engine(url)
+    # Its sessions are read-only, which no session of the application's may be.
+    return create_engine(url.update_query_dict({"target_session_attrs": "any"}))
 
 
 def grants(kept: Kept) -> set[tuple[str, str]]:
