@@ -191,6 +191,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             for tp in not_now:
                 del fetcher._records[tp]
 
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Log it where a partition stands still, which is all that Faust does here.
+
+        It looks at what aiokafka's thread knows of the partition. While that is being
+        sought, such as after Kafka has deleted what was to be read next, or was just
+        taken away, there is nothing; the error would end the worker.
+        """
+        with suppress(AssertionError, AttributeError):
+            super().verify_event_path(now, tp)
+
     async def on_thread_stop(self) -> None:
         """Call when the thread stops: leave the group, and do not wait for goodbyes.
 

@@ -12,6 +12,7 @@ import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
 from aiokafka.errors import IllegalStateError
+from aiokafka.protocol.offset import OffsetResetStrategy
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 from faust.types import TP
@@ -241,3 +242,17 @@ async def test_no_partition_waits_long_for_one_without_records(reader: Reader) -
     reader.lane.release(BEATS, chunk.position)
     reader.thread._linger(reader.fetcher, long_after, found=False)
     assert reader.fetcher._fetch_max_wait_ms == IDLE_MS
+
+
+async def test_a_partition_without_a_position_ends_no_worker(reader: Reader) -> None:
+    """Faust looks for what stands still at any time, also while aiokafka seeks."""
+    await reader.seek(100)
+    reader.thread.time_started = 0.0
+    reader.thread._verify_aiokafka_event_path = lambda now, tp: False
+    topics = SimpleNamespace(acks_enabled_for=lambda topic: True)
+    app = SimpleNamespace(monitor=object(), topics=topics)
+    reader.thread.consumer = SimpleNamespace(app=app)
+    reader.state.await_reset(OffsetResetStrategy.EARLIEST)
+    reader.thread.verify_event_path(1_000.0, BEATS)
+    reader.subscriptions.assign_from_subscribed(set())
+    reader.thread.verify_event_path(1_000.0, BEATS)
