@@ -119,6 +119,11 @@ def _is_host(value: str) -> bool:
     return bool(re.fullmatch(r"[^\s/@]+", value))
 
 
+def address(host: str, port: str | int) -> str:
+    """A host and its port in words; the colons of IPv6 stand in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _ports(value: str) -> str:
     """As `port,port,…`."""
     try:
@@ -328,10 +333,7 @@ class Settings:
     @property
     def postgresql_address(self) -> str:
         """The candidates in words: `host:port, host:port`."""
-        return ", ".join(
-            f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            for host, port in self.postgresql_servers
-        )
+        return ", ".join(address(host, port) for host, port in self.postgresql_servers)
 
     def require_database(self) -> None:
         """Raises ConfigurationError where the database's settings are missing."""

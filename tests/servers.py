@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import psutil
 from aiokafka import AIOKafkaProducer
@@ -550,7 +550,7 @@ class Crowd:
         while not self._stop.wait(self._every):
             self._work()
 
-    def __enter__(self) -> Crowd:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

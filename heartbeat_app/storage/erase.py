@@ -227,9 +227,8 @@ def _delete_day(engine: Engine, erasure_id: int, customer_id: str, name: str) ->
                 marks.mark_spans(connection, [marks.day_span(day)])
                 _count(connection, erasure_id, "beats", gone)
     except DBAPIError as error:
-        if (
-            errors.sqlstate(error) != errors.UNDEFINED_TABLE
-        ):  # by the retention, since we looked
+        # The retention may have dropped it since we looked.
+        if errors.sqlstate(error) != errors.UNDEFINED_TABLE:
             raise
 
 

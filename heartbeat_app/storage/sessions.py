@@ -22,6 +22,7 @@ import psycopg2
 from sqlalchemy import Engine
 from sqlalchemy.exc import InvalidatePoolError
 
+from heartbeat_app.config import address
 from heartbeat_app.exceptions import StorageError
 
 # Each changes what a statement means, what its answer looks like, or ends a session.
@@ -240,8 +241,7 @@ class Sessions:
 
 def _address(connection: Any) -> str:
     """Which of the candidates it is connected to."""
-    host, port = connection.info.host, connection.info.port
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return address(connection.info.host, connection.info.port)
 
 
 def _reads_backslashes(connection: Any) -> bool:

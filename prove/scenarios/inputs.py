@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import psutil
 from aiokafka import AIOKafkaProducer
@@ -19,6 +18,7 @@ from prove.scenario import scenario
 from prove.scenarios.postgres import require_no_restart
 from prove.world import PARTITIONS, TOPIC, World
 from tests.oracle import BAD, BASE, Record, good
+from tests.servers import Crowd
 
 MEGABYTE = 1_000_000
 MIB = 1024 * 1024
@@ -340,7 +340,7 @@ def send_a_million(world: World, partition: int) -> None:
     world.did("batch of a million records")
 
 
-class Watched:
+class Watched(Crowd):
     """What the workers take meanwhile, looked at all the time.
 
     Attributes:
@@ -349,32 +349,22 @@ class Watched:
     """
 
     def __init__(self, world: World) -> None:
+        super().__init__(self._look, 0.05)
         self._world = world
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._before = max(resident(each.pid) for each in world.workers)
         self.growth = 0
         self.slowest = 0.0
 
-    def __enter__(self) -> Self:
-        self._before = max(resident(each.pid) for each in self._world.workers)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.05):
-            for worker in list(self._world.workers):
-                if worker.is_running():
-                    held = resident(worker.pid)
-                    self.growth = max(self.growth, held - self._before)
+    def _look(self) -> None:
+        for worker in list(self._world.workers):
+            if worker.is_running():
+                held = resident(worker.pid)
+                self.growth = max(self.growth, held - self._before)
+        began = time.monotonic()
+        for worker in self._world.workers:
+            if worker.get("/health/live")[0] == 200:
+                self.slowest = max(self.slowest, time.monotonic() - began)
             began = time.monotonic()
-            for worker in self._world.workers:
-                if worker.get("/health/live")[0] == 200:
-                    self.slowest = max(self.slowest, time.monotonic() - began)
-                began = time.monotonic()
 
 
 def resident(pid: int) -> int:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import psutil
 from confluent_kafka import Consumer, TopicPartition
@@ -20,7 +19,7 @@ from prove.scenario import scenario
 from prove.scenarios.postgres import require_logged, require_no_restart
 from prove.world import TOPIC, World
 from tests.oracle import BASE, Record, Row
-from tests.servers import Worker
+from tests.servers import Crowd, Worker
 
 # What a beat is on the way to PostgreSQL, at least; 57 were measured.
 BYTES_A_BEAT = 50
@@ -120,34 +119,24 @@ def read_through(world: World) -> float:
         reader.close()
 
 
-class Pages:
+class Pages(Crowd):
     """Asks a worker's pages again and again; what they and its memory were."""
 
     def __init__(self, worker: Worker) -> None:
+        super().__init__(self._ask, 0.2)
         self._worker = worker
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
         self.slowest: dict[str, float] = {}
         self.asked = 0
         self.memory: list[float] = []
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.2):
-            for path in PATHS:
-                began = time.monotonic()
-                status, _ = self._worker.answer(path, seconds=5)
-                answered = status in (200, 503)  # not ready, not an error
-                took = time.monotonic() - began if answered else float("inf")
-                self.slowest[path] = max(self.slowest.get(path, 0.0), took)
-                self.asked += 1
+    def _ask(self) -> None:
+        for path in PATHS:
+            began = time.monotonic()
+            status, _ = self._worker.answer(path, seconds=5)
+            answered = status in (200, 503)  # not ready, not an error
+            took = time.monotonic() - began if answered else float("inf")
+            self.slowest[path] = max(self.slowest.get(path, 0.0), took)
+            self.asked += 1
 
     def judge(self, world: World) -> None:
         """Every page within a second; memory level, and below its bound."""

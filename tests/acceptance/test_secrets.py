@@ -6,7 +6,6 @@ import secrets
 import shutil
 import signal
 import sys
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,7 +21,7 @@ from heartbeat_app.demo.env_file import ensure_env_file
 from heartbeat_app.env_file import read_env_file
 from tests.acceptance.test_demo import Copy
 from tests.secured import Secured, secured
-from tests.servers import PROJECT, Worker
+from tests.servers import PROJECT, Crowd, Worker
 from tests.typed import HEARTBEAT_APP, typed
 
 pytestmark = pytest.mark.acceptance
@@ -50,29 +49,19 @@ print(app.conf.asdict() if hasattr(app.conf, "asdict") else "")
 """
 
 
-class CommandLines:
+class CommandLines(Crowd):
     """What all processes of the machine were started with, while it lasts."""
 
     def __init__(self) -> None:
+        super().__init__(self._look, 0.2)
         self.seen: set[str] = set()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> CommandLines:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._end.set()
-        self._thread.join()
 
     def _look(self) -> None:
-        while not self._end.wait(0.2):
-            for process in psutil.process_iter():
-                try:
-                    self.seen.add("\0".join(process.cmdline()))
-                except psutil.Error:
-                    continue
+        for process in psutil.process_iter():
+            try:
+                self.seen.add("\0".join(process.cmdline()))
+            except psutil.Error:
+                continue
 
 
 @pytest.fixture(scope="module")
