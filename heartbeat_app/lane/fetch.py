@@ -155,18 +155,20 @@ class LaneThread(driver.AIOKafkaConsumerThread):
 
     def _actions(self, fetcher: Any, assignment: Any) -> Any:
         """What aiokafka asks Kafka for next, within what may be held."""
-        fetched = {
-            tp: result._partition_records._records.size_in_bytes()
-            for tp, result in fetcher._records.items()
-            if tp in self.lane.partitions
-            and type(result) is FetchResult
-            and result._partition_records is not None
-        }
+        partitions = dict(self.lane.partitions)  # the main thread may forget some
+        fetched: dict[TP, int] = {}
+        for tp, result in list(fetcher._records.items()):
+            if tp not in partitions:
+                continue
+            if partitions[tp].truncated:
+                del fetcher._records[tp]  # nobody takes it any more
+            elif type(result) is FetchResult and result._partition_records is not None:
+                fetched[tp] = result._partition_records._records.size_in_bytes()
         held = sum(fetched.values())
         if held >= MAX_FETCHED_BYTES:
             # It is fetched again when it has room.
             for tp, size in fetched.items():
-                if self.lane.partitions[tp].waiting:
+                if partitions[tp].waiting:
                     del fetcher._records[tp]
                     held -= size
         if held >= MAX_FETCHED_BYTES or self.lane.is_full():
@@ -178,11 +180,12 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         now = time.monotonic()
         not_now = []
         for tp in assignment.tps:
-            partition = self.lane.partitions.get(tp)
+            partition = partitions.get(tp)
             if partition is None or tp in fetcher._records:
                 continue
             limit = MAX_FETCHED_BYTES // (2 if partition.waiting else 1)
-            if held >= limit or now < partition.fetched_again:
+            waits = partition.truncated or now < partition.fetched_again
+            if waits or held >= limit:
                 not_now.append(tp)
         fetcher._records.update(dict.fromkeys(not_now, _Held))
         try:

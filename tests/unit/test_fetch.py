@@ -17,7 +17,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
-from heartbeat_app.lane import Chunk, Lane
+from heartbeat_app.lane import Chunk, Lane, fetch
 from heartbeat_app.lane.fetch import (
     BUSY_MS,
     IDLE_MS,
@@ -256,3 +256,46 @@ async def test_a_partition_without_a_position_ends_no_worker(reader: Reader) -> 
     reader.thread.verify_event_path(1_000.0, BEATS)
     reader.subscriptions.assign_from_subscribed(set())
     reader.thread.verify_event_path(1_000.0, BEATS)
+
+
+def actions_of(reader: Reader) -> list[set[str]]:
+    """Of what aiokafka may fetch nothing, each time it asks for its next requests."""
+    asked: list[set[str]] = []
+    reader.thread._all_actions = lambda assignment: asked.append(
+        {tp.topic for tp in reader.fetcher._records}
+    )
+    reader.fetcher._select_read_replica = lambda tp: 1
+    return asked
+
+
+async def test_what_came_of_a_truncated_log_takes_no_room(reader: Reader) -> None:
+    """Nobody takes it, and what it holds is missing for the other partitions."""
+    asked = actions_of(reader)
+    await reader.seek(100)
+    assignment = reader.subscriptions.subscription.assignment
+    reader.fetched(100, 5)
+    reader.lane.partitions[BEATS].truncated = True
+    for _ in range(2):
+        reader.thread._actions(reader.fetcher, assignment)
+        assert reader.fetcher._records == {}
+    assert asked == [{"beats"}, {"beats"}]  # nor is it fetched again
+
+
+async def test_a_partition_may_go_while_requests_are_made(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The main thread forgets it between two looks; an error would end the fetcher."""
+    actions_of(reader)
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    monkeypatch.setattr(fetch, "MAX_FETCHED_BYTES", 1)
+
+    class Forgotten(dict[TP, Any]):
+        def __contains__(self, tp: object) -> bool:
+            found = super().__contains__(tp)
+            self.clear()
+            return found
+
+    reader.lane.partitions = Forgotten(reader.lane.partitions)
+    assignment = reader.subscriptions.subscription.assignment
+    reader.thread._actions(reader.fetcher, assignment)
