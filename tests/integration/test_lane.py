@@ -45,7 +45,9 @@ class LaneWorker(Worker):
     def rows(self, name: str) -> list[Any]:
         path = self.folder / name
         text = path.read_text() if path.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=False)]
+        # The worker may be in the middle of writing the last line.
+        whole, _, _ = text.rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
     def values(self) -> list[str]:
         return [value for _, _, value in self.rows("stored")]
