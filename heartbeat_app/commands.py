@@ -273,7 +273,7 @@ def books(ctx: click.Context, as_json: bool, deep: bool) -> None:
                 with explained(settings, admin), LogReader(connection()) as reader:
                     comparer = Comparer(
                         reader,
-                        admin.topic_logs,
+                        admin,
                         lambda done, total: display.show(
                             done, total, f"{done:,} of {total:,} offsets"
                         ),

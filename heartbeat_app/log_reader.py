@@ -9,17 +9,15 @@ from __future__ import annotations
 import asyncio
 import struct
 import zlib
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import cramjam
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import TopicPartition
-
-Found = TypeVar("Found")
 
 # Asked for at once; Kafka sends a larger batch whole.
 FETCH_BYTES = 1024 * 1024
@@ -94,19 +92,18 @@ class LogReader:
         self._connection = connection
 
     def __enter__(self) -> LogReader:
-        self._loop = asyncio.new_event_loop()
+        # Ctrl-C ends what it runs before it raises.
+        self._runner = asyncio.Runner()
         try:
-            self._client = self._run(self._connect())
+            self._client = self._runner.run(self._connect())
         except BaseException:
-            self._loop.close()
+            self._runner.close()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
-            self._run(self._client.close())
-        finally:
-            self._loop.close()
+        with self._runner:
+            self._runner.run(self._client.close())
 
     def read(self, topic: str, partition: int, begin: int, end: int) -> Iterator[Part]:
         """All parts from `begin` up to, not including, `end`, in their order.
@@ -116,7 +113,7 @@ class LogReader:
         """
         at, empty = begin, 0
         while at < end:
-            fetched = self._run(self._fetch(topic, partition, at))
+            fetched = self._runner.run(self._fetch(topic, partition, at))
             before = at
             for part in parts_of(fetched, at, end):
                 yield part
@@ -124,9 +121,6 @@ class LogReader:
             empty = 0 if at > before else empty + 1
             if empty == ATTEMPTS:
                 raise KafkaError(f"{topic}[{partition}] gives nothing at offset {at}")
-
-    def _run(self, work: Coroutine[Any, Any, Found]) -> Found:
-        return self._loop.run_until_complete(work)
 
     async def _connect(self) -> Any:
         client = AIOKafkaClient(
@@ -151,8 +145,11 @@ class LogReader:
 
     async def _ask(self, topic: str, partition: int, offset: int) -> Any:
         tp = TopicPartition(topic, partition)
-        await self._client._wait_on_metadata(topic)
+        # Not by the topic's name: a broker may make a topic that one asks for.
         leader = self._client.cluster.leader_for_partition(tp)
+        if leader is None:
+            await self._client.force_metadata_update()
+            leader = self._client.cluster.leader_for_partition(tp)
         if leader is None or leader == -1:
             raise KafkaError(f"{topic}[{partition}] has no leader")
         answer = await self._client.send(

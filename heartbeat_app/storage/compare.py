@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time
 
 from sqlalchemy import Engine, select, text
 
@@ -15,20 +15,31 @@ from heartbeat_app.storage.tables import dead_letters, dropped_days
 
 # A day's bounds are in each, so that PostgreSQL opens and locks that day only.
 ROWS = text("""
-SELECT wanted.n, there.id, there.heart_rate
+SELECT wanted.n, CAST(there.tableoid AS BIGINT), CAST(there.ctid AS TEXT),
+    there.heart_rate
 FROM unnest(CAST(:customers AS TEXT[]), CAST(:instants AS TIMESTAMPTZ[]))
     WITH ORDINALITY AS wanted (customer_id, instant, n)
 JOIN heartbeats AS there
     ON there.customer_id = wanted.customer_id AND there."timestamp" = wanted.instant
-WHERE there."timestamp" >= :since AND there."timestamp" < :until
+WHERE there."timestamp" BETWEEN :first AND :last
 """)
+
+
+# What a row takes of a block at the least: its header and its pointer.
+SMALLEST_ROW_BYTES = 28
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of `heartbeats`."""
+    """A row of `heartbeats`.
 
-    id: int
+    Attributes:
+        table: The day's.
+        place: Where it is in there; in one snapshot no other row is.
+    """
+
+    table: int
+    place: int
     heart_rate: int
 
 
@@ -55,6 +66,8 @@ class Lookup:
             self.dropped_days: set[date] = set(
                 connection.scalars(select(dropped_days.c.day))
             )
+            size = int(connection.scalar(text("SHOW block_size")) or 0)
+            self._rows_a_block = size // SMALLEST_ROW_BYTES
         # By itself: an erasure waits for whoever has read this table.
         with snapshot_of(engine, snapshot) as connection:
             found = connection.exec_driver_sql(READ, (0,)).all()
@@ -76,17 +89,19 @@ class Lookup:
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 for day in days[some : some + DAYS_A_COUNT]:
                     indexes = by_day[day]
-                    begin = datetime(day.year, day.month, day.day, tzinfo=UTC)
-                    for n, id, rate in connection.execute(
+                    for n, table, ctid, rate in connection.execute(
                         ROWS,
                         {
                             "customers": [keys[index][0] for index in indexes],
                             "instants": [keys[index][1] for index in indexes],
-                            "since": begin,
-                            "until": begin + timedelta(days=1),
+                            # Behind the last of all days there is no other.
+                            "first": datetime.combine(day, time.min, UTC),
+                            "last": datetime.combine(day, time.max, UTC),
                         },
                     ):
-                        found[indexes[n - 1]] = Row(id, rate)
+                        block, number = ctid[1:-1].split(",")
+                        place = int(block) * self._rows_a_block + int(number) - 1
+                        found[indexes[n - 1]] = Row(table, place, rate)
         return found
 
     def letters(

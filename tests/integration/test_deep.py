@@ -9,6 +9,7 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from sqlalchemy import Engine, text
 
+from heartbeat_app import deep, log_reader
 from heartbeat_app.config import Settings
 from heartbeat_app.deep import Comparer, DeepAudit
 from heartbeat_app.kafka import Admin
@@ -23,11 +24,15 @@ from tests.servers import Topic, Worker, run
 pytestmark = pytest.mark.integration
 
 
-def compare(engine: Engine, settings: Settings) -> tuple[Books, DeepAudit, list[str]]:
+def compare(
+    engine: Engine,
+    settings: Settings,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Books, DeepAudit, list[str]]:
     """What the audit finds; as the command does it."""
     servers = settings.kafka_bootstrap_servers.split(",")
     with LogReader({"bootstrap_servers": servers}) as reader:
-        comparer = Comparer(reader, Admin(settings).topic_logs, lambda *_: None)
+        comparer = Comparer(reader, Admin(settings), progress)
         books = read_books(
             engine,
             deep=True,
@@ -45,6 +50,9 @@ def stored(topic: Topic, make_worker: Callable[..., Worker], engine: Engine) -> 
     producer = Producer({**topic.config, "linger.ms": 5})
     for partition, key, value in oracle.make(1_000, bad=0.01, repeated=0.05):
         producer.produce(topic.name, value, key, partition=partition)
+    # Behind its day there is no other.
+    late = record("late", "9999-12-31T23:59:59.999999Z")
+    producer.produce(topic.name, late, partition=0)
     assert producer.flush(30) == 0
     for how in ("abort", "commit"):
         producer = Producer({**topic.config, "transactional.id": f"{topic.name}-{how}"})
@@ -165,3 +173,73 @@ def test_records_that_the_ledger_was_made_to_skip_are_found(
     found = json.loads(told[told.index("{") :])
     assert found["balanced"] is False
     assert found["compared"]["partitions"][0]["beats"] == 100
+
+
+def test_rows_that_share_an_id_are_each_explained(
+    topic: Topic,
+    engine: Engine,
+    settings: Settings,
+    make_worker: Callable[..., Worker],
+) -> None:
+    """The sequence was set back; the ids are a key with the instants only."""
+    topic.make(partitions=1)
+    for hour in (10, 11):
+        execute(engine, "SELECT setval('heartbeats_id_seq', 1, false)")
+        topic.produce(
+            record("anna", f"2026-01-0{day}T{hour}:00:{n:02}Z")
+            for day in (1, 2)
+            for n in range(50)
+        )
+        read_all(make_worker, topic, engine)
+    books, found, problems = compare(engine, settings)
+    assert problems == []
+    assert books.rows is not None
+    assert found.rows == books.rows.counted == 200
+
+    # Neither are they taken for one another.
+    execute(
+        engine,
+        "INSERT INTO heartbeats (id, customer_id, timestamp, heart_rate)"
+        " VALUES (1, 'nobody', '2026-01-02T12:00:00Z', 70)",
+    )
+    _, _, problems = compare(engine, settings)
+    assert "heartbeats has 1 rows that no record in Kafka explains" in problems[-1]
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_topic_that_goes_meanwhile_is_not_verifiable(
+    stored: Oracle,
+    topic: Topic,
+    engine: Engine,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    again: bool,
+) -> None:
+    """Not even if there is another one of its name: it has other records."""
+    monkeypatch.setattr(deep, "PAGE", 100)
+    # One batch a request.
+    monkeypatch.setattr(log_reader, "FETCH_BYTES", 1)
+    deleted = False
+
+    def delete(done: int, total: int) -> None:
+        nonlocal deleted
+        if deleted:
+            return
+        deleted = True
+        topic.delete()
+        if again:
+            topic.make(partitions=2)
+            for partition in range(2):
+                topic.produce(
+                    (
+                        record("other", f"2026-01-01T11:{n // 60:02}:{n % 60:02}Z")
+                        for n in range(900)
+                    ),
+                    partition=partition,
+                )
+
+    _, found, problems = compare(engine, settings, delete)
+    assert problems == []
+    assert 100 <= found.verified < 200
+    offsets = sum(p.books.next_offset - p.books.first_offset for p in found.partitions)
+    assert found.verified + found.not_verifiable == offsets

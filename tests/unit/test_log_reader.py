@@ -11,7 +11,7 @@ from aiokafka.codec import snappy_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heartbeat_app.deep import LATEST, PAGE, SeenIds, judged, pages
+from heartbeat_app.deep import LATEST, PAGE, SeenRows, judged, pages
 from heartbeat_app.log_reader import MOST_BYTES, Part, Record, parts_of
 from heartbeat_app.reference import MICROSECOND_OF_2000, judge
 from tests.record_batches import CODECS, Entry, RecordBatch
@@ -113,12 +113,17 @@ def test_pages_are_bounded_and_whole() -> None:
     assert parts[-1].end == 2 * PAGE + 9
 
 
-@given(st.lists(st.integers(1, 2_000_000)))
-def test_ids_are_counted_once(ids: list[int]) -> None:
-    seen = SeenIds()
-    for each in ids:
-        seen.add(each)
-    assert len(seen) == len(set(ids))
+def test_pages_of_transactions_alone_are_bounded() -> None:
+    markers = (Part(n, n + 1, transactions=1) for n in range(2 * PAGE + 5))
+    assert [len(page) for page in pages(markers)] == [PAGE, PAGE, 5]
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 2_000_000))))
+def test_rows_are_counted_once(rows: list[tuple[int, int]]) -> None:
+    seen = SeenRows()
+    for table, place in rows:
+        seen.add(table, place)
+    assert len(seen) == len(set(rows))
 
 
 def test_what_may_be_too_deep_or_too_large_is_not_sure() -> None:
