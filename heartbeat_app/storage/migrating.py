@@ -113,8 +113,7 @@ def explained(settings: Settings) -> Iterator[None]:
             raise CommandError(words(error)) from error
         if errors.is_read_only(error):
             raise CommandError(
-                f"{where}, takes no writes: default_transaction_read_only is on, or it "
-                f"is a standby: {words(error)}. Nothing was changed."
+                f"{where}, {errors.why_no_writes(error)}. Nothing was changed."
             ) from error
         state = sqlstate(error)
         if state is None:
