@@ -28,6 +28,9 @@ _CONFIG: Mapping[str, str] = {
     # hold records, which have no place in a log.
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
+    # Every role may NOTIFY, into files of 8 GB together where somebody does not read
+    # them. Nothing here does: the least that there is.
+    "max_notify_queue_pages": "64",
 }
 
 

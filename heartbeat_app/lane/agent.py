@@ -76,6 +76,8 @@ class _Turns:
         self._waiting: defaultdict[TP, deque[Chunk]] = defaultdict(deque)
         # Of these one is being handled.
         self._busy: set[TP] = set()
+        # How often what comes next of them failed, also where it was given back.
+        self._failures: defaultdict[TP, int] = defaultdict(int)
         self._small_ones: asyncio.Task[None] | None = None
         self._has_ended = False
 
@@ -150,11 +152,13 @@ class _Turns:
                 break
             except Exception as error:  # noqa: BLE001 (see consume)
                 failures += 1
-                await _pause(chunk, failures, error)
+                self._failures[chunk.tp] += 1
+                await _pause(chunk, self._failures[chunk.tp], error)
                 if failures >= PATIENT_FAILURES and self._lane.is_full():
-                    await self._consumer.give_back(chunk.tp)
+                    await self._consumer.give_back(chunk.tp, chunk.epoch)
                     break
             else:
+                failures = self._failures.pop(chunk.tp, 0)
                 if failures:
                     log.info("%s: stored at attempt %d", chunk, failures + 1)
                 self._consumer.done([chunk])

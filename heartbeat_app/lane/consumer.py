@@ -28,6 +28,10 @@ from heartbeat_app.lane.lane import Lane
 # So long a rebalance or a stop waits for ordinary agents; what one has in hand for
 # longer is processed again.
 FINISH_SECONDS = 5.0
+# So often, and after so long, a log is asked again for its end that ends before what is
+# stored.
+END_LOOKS = 3
+END_PAUSE_SECONDS = 1.0
 
 
 def _may_pass(error: BaseException) -> bool:
@@ -114,14 +118,15 @@ class LaneConsumer(driver.Consumer):
                 self._acked[chunk.tp].append(chunk.position - 1)
         self.wake()
 
-    async def give_back(self, tp: TP) -> None:
-        """Let go of what waits of a partition; it is read again in its turn."""
-        partition = self.lane.partitions.get(tp)
-        if partition is not None:
-            start = Start(partition.topic_id, partition.done, partition.done)
-            with suppress(IllegalStateError):  # taken away meanwhile
-                await self._thread.call_thread(self._thread.lane_seek, {tp: start})
-            self.wake()
+    async def give_back(self, tp: TP, epoch: int) -> None:
+        """Let go of what waits of a partition; it is read again in its turn.
+
+        Arguments:
+            epoch: Of what waits. What was sought meanwhile stays.
+        """
+        with suppress(IllegalStateError):  # taken away meanwhile
+            await self._thread.call_thread(self._thread.give_back, tp, epoch)
+        self.wake()
 
     def wake(self) -> None:
         """Let the fetch look again whether there is room."""
@@ -361,7 +366,6 @@ class LaneConsumer(driver.Consumer):
         if topics - ids.keys():
             raise KafkaError(f"no such topic: {', '.join(sorted(topics - ids.keys()))}")
         begins = await self.earliest_offsets(*tps)
-        ends = await self.highwaters(*tps)
         starts: dict[TP, Start] = {}
         for topic in topics:
             wanted = {tp.partition: tp for tp in tps if tp.topic == topic}
@@ -372,8 +376,22 @@ class LaneConsumer(driver.Consumer):
                 {partition: begins[tp] for partition, tp in wanted.items()},
             )
             for partition, tp in wanted.items():
-                starts[tp] = Start(ids[topic], offsets[partition], ends[tp])
-        return starts
+                starts[tp] = Start(ids[topic], offsets[partition], -1)
+        return await self._with_ends(starts)
+
+    async def _with_ends(self, starts: Mapping[TP, Start]) -> dict[TP, Start]:
+        """The same with the logs' ends, asked again where one is below the offset.
+
+        A broker that was frozen takes itself for the leader for a moment.
+        """
+        ends = dict(await self.highwaters(*starts))
+        for _ in range(END_LOOKS):
+            below = [tp for tp, start in starts.items() if ends[tp] < start.offset]
+            if not below:
+                break
+            await asyncio.sleep(END_PAUSE_SECONDS)
+            ends.update(await self.highwaters(*below))
+        return {tp: start._replace(end=ends[tp]) for tp, start in starts.items()}
 
     def _offsets_of_ledger(
         self, topic: str, topic_id: str, begins: Mapping[int, int]

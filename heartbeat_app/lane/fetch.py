@@ -19,6 +19,7 @@ from aiokafka.errors import (
     ConsumerStoppedError,
     CorruptRecordException,
     IllegalStateError,
+    RequestTimedOutError,
 )
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
@@ -26,7 +27,12 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
-from heartbeat_app.lane.lane import Lane, Partition
+from heartbeat_app.lane.lane import (
+    LEAST_CHUNK_BYTES,
+    MOST_WAITING_BYTES,
+    Lane,
+    Partition,
+)
 from heartbeat_app.lane.outlast import outlast_start
 from heartbeat_app.lane.records import Damage
 
@@ -45,12 +51,17 @@ ROUND_SECONDS = 0.1
 # each partition but for this limit, which is all brokers' together.
 MAX_FETCH_BYTES = 4 * 1024 * 1024
 LEAST_FETCH_BYTES = 1024 * 1024
+# One that did not come in time is asked for in smaller parts, down to this, and as much
+# more again with each that comes: the line may be slow.
+SLOW_FETCH_BYTES = 64 * 1024
 # So much of what was fetched may wait for its turn. Half of it is for partitions of
 # which a chunk waits already: one that is held up must not hold up the others.
 MAX_FETCHED_BYTES = 8 * 1024 * 1024
 # So long a batch that came damaged is not fetched again, and not told again.
 DAMAGE_SECONDS = 1.0
 DAMAGE_TOLD_SECONDS = 60.0
+# So long after it was missed the last batch that was read is looked for again.
+LOOK_AGAIN_SECONDS = 2.0
 # While records come one after the other, Kafka answers when it has so many bytes or
 # after about as long as the last ones took to be stored: what came sooner would wait
 # for them, and an answer for each record would cost more than storing it. The first
@@ -110,6 +121,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
     _room: asyncio.Event
     # When memory was given back, and when something large came, last.
     _trimmed = _large_came = -math.inf
+    _slow_fetch_bytes = MAX_FETCH_BYTES
 
     async def on_start(self) -> None:
         """Call when the consumer starts."""
@@ -135,9 +147,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
 
         aiokafka would ask again at once, and log that each time.
         """
-        response = await send(node_id, request, **options)
         if not isinstance(request, FetchRequest):
-            return response
+            return await send(node_id, request, **options)
+        try:
+            response = await send(node_id, request, **options)
+        except RequestTimedOutError:
+            self._slow_fetch_bytes = max(SLOW_FETCH_BYTES, self._slow_fetch_bytes // 4)
+            raise
+        self._slow_fetch_bytes = min(
+            MAX_FETCH_BYTES, self._slow_fetch_bytes + SLOW_FETCH_BYTES
+        )
         asked = {
             TP(topic, partition): offset
             for topic, partitions in request.topics
@@ -147,7 +166,11 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             for answer in list(partitions):
                 tp = TP(topic, answer[0])
                 partition = self.lane.partitions.get(tp)
-                if partition and answer[1] == CorruptRecordException.errno:
+                if (
+                    partition
+                    and answer[1] == CorruptRecordException.errno
+                    and self._position(tp) == asked[tp]
+                ):
                     damage = Damage(asked[tp], None, "Kafka itself cannot read it")
                     self._note(tp, partition, damage, goes_on=False)
                     partitions.remove(answer)
@@ -160,7 +183,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         for tp, result in list(fetcher._records.items()):
             if tp not in partitions:
                 continue
-            if partitions[tp].truncated:
+            if partitions[tp].truncated and partitions[tp].last_batch is None:
                 del fetcher._records[tp]  # nobody takes it any more
             elif type(result) is FetchResult and result._partition_records is not None:
                 fetched[tp] = result._partition_records._records.size_in_bytes()
@@ -174,8 +197,9 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         if held >= MAX_FETCHED_BYTES or self.lane.is_full():
             self.lane.crowded = time.monotonic()
         brokers = {fetcher._select_read_replica(tp) for tp in assignment.tps}
-        fetcher._fetch_max_bytes = max(
-            LEAST_FETCH_BYTES, MAX_FETCH_BYTES // max(1, len(brokers))
+        fetcher._fetch_max_bytes = min(
+            max(LEAST_FETCH_BYTES, MAX_FETCH_BYTES // max(1, len(brokers))),
+            self._slow_fetch_bytes,
         )
         now = time.monotonic()
         not_now = []
@@ -183,8 +207,13 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             partition = partitions.get(tp)
             if partition is None or tp in fetcher._records:
                 continue
+            if partition.damage and self._position(tp) > partition.damage.offset:
+                # It was deleted, and nothing behind it came.
+                self._note(tp, partition, None, goes_on=True)
             limit = MAX_FETCHED_BYTES // (2 if partition.waiting else 1)
-            waits = partition.truncated or now < partition.fetched_again
+            waits = now < partition.fetched_again or (
+                partition.truncated and partition.last_batch is None
+            )
             if waits or held >= limit:
                 not_now.append(tp)
         fetcher._records.update(dict.fromkeys(not_now, _Held))
@@ -263,6 +292,17 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             consumer.seek(aiotp, start.offset)
             self._sought[tp] = self._state(consumer._fetcher, aiotp)
             self.lane.start(tp, start.topic_id, start.offset, end=start.end)
+
+    async def give_back(self, tp: TP, epoch: int) -> None:
+        """Read again what was not stored, if the partition was not sought meanwhile.
+
+        Raises:
+            IllegalStateError: As `lane_seek` does.
+        """
+        if self.lane.is_current(tp, epoch):
+            partition = self.lane.partitions[tp]
+            start = Start(partition.topic_id, partition.done, partition.done)
+            await self.lane_seek({tp: start})
 
     @staticmethod
     def _refuse_while_assigning(consumer: Any) -> None:
@@ -446,23 +486,58 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         by_topic: defaultdict[str, list[Chunk]] = defaultdict(list)
         self._goes_on = False
         began = time.monotonic()
-        self._give_back(began)
+        self._trim_memory(began)
+        waiting = self.lane.waiting_bytes()
         # Who had its turn last is the last one.
         for tp in self.lane.in_turn(tps):
             now = time.monotonic()
             if now - began > ROUND_SECONDS:
                 self._goes_on = True
                 break
-            fetched = driver.ensure_aiokafka_TP(tp) in fetcher._records
-            if fetched and self.lane.has_room(tp):
-                self.lane.partitions[tp].served = now
-                chunk = self._take_chunk(fetcher, tp)
+            if driver.ensure_aiokafka_TP(tp) not in fetcher._records:
+                continue
+            partition = self.lane.partitions.get(tp)
+            if partition and partition.truncated:
+                self._look_again(fetcher, tp, partition)
+            elif partition and self.lane.has_room(tp, waiting):
+                partition.served = now
+                room = max(LEAST_CHUNK_BYTES, MOST_WAITING_BYTES - waiting)
+                chunk = self._take_chunk(
+                    fetcher, tp, partition, min(MAX_CHUNK_BYTES, room)
+                )
                 if chunk is not None:
-                    self.lane.partitions[tp].waiting[chunk.position] = chunk.size
+                    partition.waiting[chunk.position] = chunk.size
+                    waiting += chunk.size
                     by_topic[tp.topic].append(chunk)
         return {chunks[0].tp: [Chunks(chunks)] for chunks in by_topic.values()}
 
-    def _give_back(self, now: float) -> None:
+    def _look_again(self, fetcher: Any, tp: TP, partition: Partition) -> None:
+        """Look whether a log that seemed to have lost its end has it still.
+
+        A broker that was frozen takes itself for the leader for a moment, and its log
+        ends earlier. Where the last batch that was read is there, all before it is.
+        """
+        aiotp = driver.ensure_aiokafka_TP(tp)
+        result = fetcher._records[aiotp]
+        self._drop(fetcher, aiotp)
+        state = self._state(fetcher, aiotp)
+        if partition.last_batch is None or id(state) != id(self._sought.get(tp)):
+            return
+        offset, identity = partition.last_batch
+        is_there = (
+            type(result) is FetchResult
+            and result.check_assignment(aiotp)
+            and result._partition_records._records.begins_with(identity)
+        )
+        if is_there:
+            log.info("%s[%d]: the log has all that was read, going on", *tp)
+            partition.truncated = partition.reported = False
+            state.seek(partition.expected)
+            return
+        partition.fetched_again = time.monotonic() + LOOK_AGAIN_SECONDS
+        state.seek(offset)
+
+    def _trim_memory(self, now: float) -> None:
         """Give memory back to the system, if that is due by time.monotonic()."""
         if (
             _trim is not None
@@ -472,10 +547,11 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             _trim(0)
             self._trimmed = now
 
-    def _take_chunk(self, fetcher: Any, tp: TP) -> Chunk | None:
+    def _take_chunk(
+        self, fetcher: Any, tp: TP, partition: Partition, max_bytes: int
+    ) -> Chunk | None:
         """Take what was fetched for one partition, or None if that was nothing."""
         aiotp = driver.ensure_aiokafka_TP(tp)
-        partition = self.lane.partitions[tp]
         result = fetcher._records.get(aiotp)
         if result is None:
             return None
@@ -492,14 +568,15 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         if begin < partition.expected:
             # aiokafka began anew at the log's start, since the log ends before what
             # was already read: it lost its end, or is another topic of that name.
-            partition.truncated = True
+            partition.truncated, partition.truncated_at = True, time.monotonic()
+            self._look_again(fetcher, tp, partition)
             return None
         fetched = result._partition_records
         try:
             unpacked = self.lane.unpacker.unpack(
                 fetched,
                 MAX_CHUNK_RECORDS,
-                min(MAX_CHUNK_BYTES, self.lane.room()),
+                max_bytes,
                 time.thread_time() + UNPACK_SECONDS,
                 math.inf if state.highwater is None else state.highwater,
             )
@@ -507,6 +584,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             self._drop(fetcher, aiotp)
             raise
         result._update_position()
+        partition.last_batch = fetched._records.last_batch or partition.last_batch
         usual = LARGE_RECORD_BYTES * len(unpacked.records)
         if unpacked.large or fetched._records.reader or unpacked.size > usual:
             self._large_came = time.monotonic()
@@ -569,6 +647,15 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 *tp,
                 damage,
             )
+
+    def _position(self, tp: TP) -> int:
+        """What aiokafka is to fetch next; -1 while it does not know."""
+        consumer: Any = self._consumer
+        subscription = consumer._fetcher._subscriptions.subscription
+        if subscription is None or subscription.assignment is None:
+            return -1
+        state = subscription.assignment.state_value(driver.ensure_aiokafka_TP(tp))
+        return state.position if state and state.has_valid_position else -1
 
     @staticmethod
     def _state(fetcher: Any, aiotp: Any) -> Any:

@@ -58,15 +58,19 @@ class Partition:
     expected: int  # the offset after the last chunk handed out
     done: int  # the offset after the last chunk acknowledged
     waiting: dict[int, int] = field(default_factory=dict)  # chunk's position: bytes
-    # The log turned out shorter than what was read from it: nothing is read until
-    # the topic's id changes or a person decides.
+    # Where the last batch that was taken begins, and the first bytes of it: a log that
+    # still has it has lost nothing that was read before.
+    last_batch: tuple[int, bytes] | None = None
+    # The log turned out shorter than what was read from it: nothing is read until it
+    # has the last batch again, the topic's id changes or a person decides.
     truncated: bool = False
+    truncated_at: float = 0.0  # by time.monotonic()
     reported: bool = False
-    # What comes next was fetched damaged. It is not fetched again before that moment,
-    # by time.monotonic(), and was told at the other.
+    # What comes next was fetched damaged, and this was told at that moment.
     damage: Damage | None = None
-    fetched_again: float = -math.inf
     damage_told: float = -math.inf
+    # Nothing is fetched before that moment, by time.monotonic().
+    fetched_again: float = -math.inf
     # How often a batch went on being taken apart: a sign of life while none of its
     # records is ready.
     steps: int = 0
@@ -113,8 +117,11 @@ class Lane:
 
     def in_turn(self, tps: Iterable[TP]) -> list[TP]:
         """Those that are read, who had their turn last at the end."""
-        known = [tp for tp in tps if tp in self.partitions]
-        return sorted(known, key=lambda tp: self.partitions[tp].served)
+        partitions = dict(self.partitions)  # the main thread may forget some
+        return sorted(
+            (tp for tp in tps if tp in partitions),
+            key=lambda tp: partitions[tp].served,
+        )
 
     def start(self, tp: TP, topic_id: str, offset: int, *, end: int) -> None:
         """Begin (again) at an offset; what was handed out before becomes stale.
@@ -122,16 +129,19 @@ class Lane:
         `end` is where the log ends; one that ends before the offset was truncated.
         """
         before = self.partitions.get(tp)
-        # Once seen it stays: a log that has grown past the offset again would hide
-        # that its records there are others.
-        seen = before is not None and before.topic_id == topic_id and before.truncated
+        same = before if before and before.topic_id == topic_id else None
+        now = time.monotonic()
         self.partitions[tp] = Partition(
             topic_id,
             epoch=next(self._epochs),
             expected=offset,
             done=offset,
-            truncated=seen or end < offset,
-            served=time.monotonic(),
+            last_batch=None if same is None else same.last_batch,
+            # Once seen it stays: a log that has grown past the offset again would hide
+            # that its records there are others.
+            truncated=end < offset or (same is not None and same.truncated),
+            truncated_at=now,
+            served=now,
         )
 
     def ids_are_right(self, asked: float) -> None:
@@ -143,21 +153,19 @@ class Lane:
         for tp in tps:
             self.partitions.pop(tp, None)
 
-    def has_room(self, tp: TP) -> bool:
-        """Whether one more chunk of the partition may be handed out."""
+    def has_room(self, tp: TP, waiting_bytes: int) -> bool:
+        """Whether one more chunk of the partition may be handed out.
+
+        Arguments:
+            waiting_bytes: What is waiting; to count it takes a while.
+        """
         partition = self.partitions.get(tp)
         if partition is None or partition.truncated:
             return False
         if time.monotonic() - self._ids_asked > MAX_ID_AGE_SECONDS:
             return False
         limit = MAX_WAITING_BYTES if partition.waiting else MOST_WAITING_BYTES
-        return (
-            len(partition.waiting) < MAX_WAITING_CHUNKS and self.waiting_bytes() < limit
-        )
-
-    def room(self) -> int:
-        """How many bytes the next chunk may have."""
-        return max(LEAST_CHUNK_BYTES, MOST_WAITING_BYTES - self.waiting_bytes())
+        return len(partition.waiting) < MAX_WAITING_CHUNKS and waiting_bytes < limit
 
     def is_crowded(self) -> bool:
         """Whether partitions of which nothing is read may be waiting for the others."""

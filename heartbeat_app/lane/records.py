@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from aiokafka.consumer import fetcher
@@ -40,7 +40,9 @@ LENGTH = struct.Struct(">8xi")
 # What comes before a batch's records: base offset, attributes, last offset delta, and
 # how many records there are.
 HEADER = struct.Struct(">q13xhi30xi")
+COUNT = struct.Struct(">i")
 MAGIC_AT, ATTRIBUTES_AT, DELTA_AT = 16, 21, 23
+IDENTITY_BYTES = ATTRIBUTES_AT
 # What a batch of each format has at least: its header, without a record.
 LEAST_SIZES = (26, 34, HEADER.size)
 
@@ -63,6 +65,12 @@ BESIDE_BYTES = 64 * 1024
 MOST_HEADERS = 10_000
 MOST_RECORDS = 1_000_000
 FEED_BYTES = 64 * 1024
+# So many small records of a batch that is taken apart are unpacked at once.
+MOST_IN_A_GROUP = 5_000
+LEAST_IN_A_GROUP = 8
+MOST_BYTES_IN_A_GROUP = 16 * 1024  # of a record
+# The time is looked at after so many that are not: to ask for it takes a microsecond.
+RECORDS_A_LOOK = 64
 # So much may be held to take batches apart, by all partitions together, where it is not
 # a single one that takes more.
 MOST_HELD_BYTES = 20 * 1024 * 1024
@@ -513,6 +521,10 @@ class FetchedRecords:
         self._begin, self._end = self._end, end
         return batch
 
+    def begins_with(self, identity: bytes) -> bool:
+        """Whether its first batch is the one of that `last_batch`."""
+        return self._data.startswith(identity)
+
     def go_back(self) -> None:
         """Have the batch that `next_batch` returned last come again."""
         self._end = self._begin
@@ -522,12 +534,28 @@ class FetchedRecords:
         """The bytes of the batch that `next_batch` returned last."""
         return memoryview(self._data)[self._begin : self._end]
 
+    @property
+    def last_batch(self) -> tuple[int, bytes] | None:
+        """An offset of that batch, and its first bytes: no other begins with them.
+
+        They hold that offset, the length, the leader's epoch and the checksum.
+        """
+        raw = bytes(self.raw[:IDENTITY_BYTES])
+        return (int.from_bytes(raw[: LENGTH.size - 4]), raw) if raw else None
+
 
 def _records_of(batch: Any) -> list[Record]:
     return [Record(r.offset, r.key, r.value, r.headers or ()) for r in batch]
 
 
 fetcher.MemoryRecords = FetchedRecords
+
+
+class _Group(NamedTuple):
+    """Records that were unpacked at once, and how many bytes they had."""
+
+    records: list[Record]
+    size: int
 
 
 class _Reader:
@@ -560,6 +588,7 @@ class _Reader:
         self._has_ended = False
         self._error: UnreadableError | None = None
         self._items: Generator[Any] | None = None
+        self._has_groups = True
 
     def at_once(self, batch: Any) -> tuple[list[Record] | None, int]:
         """All records, and how many bytes they are; None: take it apart.
@@ -584,27 +613,43 @@ class _Reader:
             self._buffer = b"".join(parts)
             if not self._has_ended or self._error:
                 return None, 0
-            codec_at = ATTRIBUTES_AT + 1
-            plain = b"".join(
-                [
-                    self._raw[:codec_at],
-                    bytes([self._raw[codec_at] & ~7]),
-                    self._raw[codec_at + 1 : HEADER.size],
-                    self._buffer,
-                ]
-            )
-        if not 0 <= self._count <= MOST_AT_ONCE or (
+            plain = self._uncompressed(self._count, self._buffer)
+            batch = DefaultRecordBatch(plain)
+        if not 0 <= self._count <= MOST_AT_ONCE:
+            return None, 0
+        return self._parsed(batch, plain, self._count), len(plain)
+
+    def _uncompressed(self, count: int, records: bytes | memoryview) -> bytes:
+        """A batch of that many records that is not compressed."""
+        codec_at = ATTRIBUTES_AT + 1
+        return b"".join(
+            [
+                self._raw[:codec_at],
+                bytes([self._raw[codec_at] & ~7]),
+                self._raw[codec_at + 1 : HEADER.size - COUNT.size],
+                COUNT.pack(count),
+                records,
+            ]
+        )
+
+    def _parsed(
+        self, batch: Any, plain: bytes | memoryview, count: int
+    ) -> list[Record] | None:
+        """All of its records by aiokafka's parser; None: it may be harmful, or odd.
+
+        Whoever looks at one by one finds what is odd, and reads names of headers that
+        are no UTF-8.
+        """
+        if (
             len(plain) > HARMLESS_BYTES
-            and bytes(plain).count(0) > 16 * self._count + HARMLESS_BYTES // 16
+            and bytes(plain).count(0) > 16 * count + HARMLESS_BYTES // 16
         ):
-            return None, 0
+            return None
         try:
-            records = _records_of(DefaultRecordBatch(plain) if self._codec else batch)
+            records = _records_of(batch)
         except (CorruptRecordException, ValueError, IndexError, OverflowError):
-            return None, 0  # to find where, and for names of headers that are no UTF-8
-        if not self._are_in_order(records):
-            return None, 0
-        return records, len(plain)
+            return None
+        return records if self._are_in_order(records) else None
 
     def _are_in_order(self, records: Sequence[Record]) -> bool:
         if not records:
@@ -629,20 +674,30 @@ class _Reader:
         if self._items is None:
             self._items = self._take_apart(fetched.next_fetch_offset)
         last = self._base + self._last_delta
+        taken = 0
         try:
             for item in self._items:
                 if type(item) is Record:
                     found.records.append(item)
                     found.size += _weight(item) + RECORD_BYTES
                     fetched.next_fetch_offset = item.offset + 1
+                    taken += 1
+                elif type(item) is _Group:
+                    found.records += item.records
+                    found.size += item.size + RECORD_BYTES * len(item.records)
+                    fetched.next_fetch_offset = item.records[-1].offset + 1
+                    taken = 0
                 elif item is not None:
                     found.large.append(item)
                     found.size += FEED_BYTES
                     fetched.next_fetch_offset = item.offset + 1
+                    taken = 0
+                else:
+                    taken = 0
                 if (
-                    time.thread_time() > deadline
-                    or found.size >= max_bytes
+                    found.size >= max_bytes
                     or len(found.records) + len(found.large) >= max_records
+                    or (taken % RECORDS_A_LOOK == 0 and time.thread_time() > deadline)
                 ):
                     return False
         except UnreadableError as why:
@@ -654,12 +709,21 @@ class _Reader:
     def _take_apart(self, start: int) -> Generator[Any]:
         """The records from that offset on; None is a step without any."""
         before = -1
-        for number in range(self._count):
+        number = 0
+        while number < self._count:
             if number == MOST_RECORDS:
                 raise UnreadableError(
                     f"It has {self._count:,} records; at most {MOST_RECORDS:,} of a "
                     "batch are read."
                 )
+            group = self._group(min(self._count, MOST_RECORDS) - number, before)
+            if group is not None:
+                number += len(group.records)
+                before = group.records[-1].offset - self._base
+                rest = [each for each in group.records if each.offset >= start]
+                yield _Group(rest, group.size) if rest else None
+                continue
+            number += 1
             if not self._has(5):
                 yield from self._fill(5)
             length, size = self._number(self._at)
@@ -686,6 +750,45 @@ class _Reader:
             yield from self._fill(1)
             if self._has(1):
                 raise UnreadableError("It holds more than it has records.")
+
+    def _group(self, most: int, before: int) -> _Group | None:
+        """The small records that are whole in the buffer, if there are several.
+
+        Arguments:
+            most: How many there may be.
+            before: The offset that they come after, counted from the batch's first.
+        """
+        if not self._has_groups:
+            return None
+        buffer, at, count = self._buffer, self._at, 0
+        limit = min(MOST_BYTES_IN_A_GROUP, self._max_record_bytes)
+        while count < min(most, MOST_IN_A_GROUP) and len(buffer) - at >= 5:
+            try:
+                length, size = self._number(at)
+            except UnreadableError:
+                break
+            if not 0 <= length <= limit or len(buffer) - at < size + length:
+                break
+            at += size + length
+            count += 1
+        if count < LEAST_IN_A_GROUP:
+            return None
+        plain = self._uncompressed(count, buffer[self._at : at])
+        records = self._parsed(DefaultRecordBatch(plain), plain, count)
+        if (
+            not records
+            or records[0].offset <= self._base + before
+            or any(
+                record.headers and _weight(record) > self._max_record_bytes
+                for record in records
+            )
+        ):
+            # Not to look at the same ones again and again.
+            self._has_groups = False
+            return None
+        group = _Group(records, at - self._at)
+        self._at = at
+        return group
 
     def _has(self, size: int) -> bool:
         return len(self._buffer) - self._at >= size

@@ -17,6 +17,8 @@ from heartbeat_app.lane.lane import Lane, Partition
 # A topic made again is read from its beginning at most so much later. Until then its
 # first records may be booked under the old id, which the natural key absorbs.
 INTERVAL_SECONDS = 1.0
+# For so long a log may seem to have lost its end, such as to a broker that was frozen.
+CERTAIN_SECONDS = 5.0
 # What a promoted standby lacks is read again so much later at most.
 LEDGER_SECONDS = 2.0
 
@@ -44,7 +46,12 @@ class TopicWatch(Service):
         truncated = {
             tp: partition
             for tp, partition in self.lane.partitions.items()
-            if partition.truncated and not partition.reported
+            if partition.truncated
+            and not partition.reported
+            and (
+                partition.last_batch is None
+                or time.monotonic() - partition.truncated_at >= CERTAIN_SECONDS
+            )
         }
         asked = time.monotonic()
         ids = await asyncio.to_thread(self.lane.topic_ids, self.lane.topics)
@@ -66,13 +73,14 @@ class TopicWatch(Service):
             self.lane.ids_are_right(asked)
             self.app.consumer.wake()
         for tp, partition in truncated.items():
-            if self.lane.is_current(tp, partition.epoch):
+            if partition.truncated and self.lane.is_current(tp, partition.epoch):
                 partition.reported = True
                 self.log.critical(
                     "%s[%d]: the log ends before offset %d, which was already read "
                     "and stored, and the topic is the same. Kafka lost records (an "
                     "unclean election, a restored broker?). Nothing is read from it "
-                    "until a person decides; see docs/troubleshooting.md.",
+                    "until the records are back or a person decides; see "
+                    "docs/troubleshooting.md.",
                     tp.topic,
                     tp.partition,
                     partition.expected,

@@ -44,8 +44,9 @@ READER_SETTINGS = {
         )
     },
 }  # fmt: skip
-# Only superusers set this one, and so the role cannot lift it.
-READER_TEMP_FILES = ("temp_file_limit", "256MB")
+# Only superusers set these, and so the role cannot lift them. What a failing statement
+# says may be as long as one likes, and would fill the disk with PostgreSQL's log.
+READER_BOUNDS = {"temp_file_limit": "256MB", "log_min_messages": "fatal"}
 # Grafana takes five.
 READER_CONNECTIONS = 10
 
@@ -114,16 +115,29 @@ NOBODY = (
 )
 
 # Everybody may keep large objects, as big as the disk, in no table that one could be
-# kept from. Nothing here needs them. PostgreSQL's own functions are a superuser's.
-NO_LARGE_OBJECTS = (
-    "REVOKE EXECUTE ON FUNCTION lo_creat(INTEGER), lo_create(OID), "
-    "lo_from_bytea(OID, BYTEA), lo_open(OID, INTEGER), lo_put(OID, BIGINT, BYTEA), "
-    "lowrite(INTEGER, BYTEA), lo_truncate(INTEGER, INTEGER), "
-    "lo_truncate64(INTEGER, BIGINT) FROM PUBLIC"
-)
-EVERYBODY_MAY_KEEP_OBJECTS = (
-    "SELECT has_function_privilege('public', 'pg_catalog.lo_create(oid)', 'EXECUTE')"
-)
+# kept from, and write what they like into the WAL. Nothing here needs that.
+# PostgreSQL's own functions are a superuser's.
+WRITING_FUNCTIONS = [
+    "lo_creat", "lo_create", "lo_from_bytea", "lo_open", "lo_put", "lo_truncate",
+    "lo_truncate64", "lowrite", "pg_logical_emit_message",
+]  # fmt: skip
+# With their arguments, which differ between versions.
+OPEN_FUNCTIONS = """
+SELECT string_agg(oid::REGPROCEDURE::TEXT, ', ' ORDER BY oid) FROM pg_proc
+WHERE pronamespace = 'pg_catalog'::REGNAMESPACE AND proname = ANY(%s)
+  AND has_function_privilege('public', oid, 'EXECUTE')
+"""
+NO_WRITING_FUNCTIONS = "REVOKE EXECUTE ON FUNCTION {} FROM PUBLIC"
+# Everybody may connect to the server's other databases, and keep temporary tables and
+# large objects there.
+OPEN_DATABASES = """
+SELECT string_agg(quote_ident(datname), ', ' ORDER BY datname),
+       bool_and(datname IN ('postgres', 'template1'))
+FROM pg_database
+WHERE datname <> current_database() AND datallowconn
+  AND has_database_privilege('public', oid, 'CONNECT')
+"""
+NO_OTHER_DATABASES = "REVOKE CONNECT ON DATABASE {} FROM PUBLIC"
 EVERYBODY_MAY_CREATE = "SELECT has_schema_privilege('public', 'public', 'CREATE')"
 IS_THERE = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s)"
 IS_SUPERUSER = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = %s AND rolsuper)"
@@ -154,11 +168,18 @@ def ensure_roles(connection: Connection, settings: Settings) -> None:
             "take that back: let them REVOKE CREATE ON SCHEMA public FROM PUBLIC, in "
             "this database."
         )
-    if not roles.take_large_objects():
+    if left := roles.close_functions():
         log.info(
-            "Every role may write large objects here, and only a superuser can take "
-            "that back: let one run %s, in this database.",
-            NO_LARGE_OBJECTS,
+            "Every role may write large objects here and messages into the WAL, and "
+            "only a superuser can take that back: let one run %s, in this database.",
+            left,
+        )
+    if left := roles.close_databases():
+        log.info(
+            "Every role may connect to other databases of this server, and keep "
+            "temporary tables and large objects there. Where nobody needs that, let a "
+            "superuser run %s.",
+            left,
         )
     owner = settings.owner.postgresql_username
     if settings.postgresql_username == owner:
@@ -186,14 +207,16 @@ def ensure_roles(connection: Connection, settings: Settings) -> None:
                 "The role %s was made by another owner, who sets its limits.",
                 READER,
             )
-        elif not roles.set_defaults(READER, [READER_TEMP_FILES]):
-            log.info(
-                "Only a superuser can limit the temporary files of %s: let one run "
-                "ALTER ROLE %s SET %s = '%s'.",
-                READER,
-                READER,
-                *READER_TEMP_FILES,
-            )
+        elif not roles.set_defaults(READER, READER_BOUNDS.items()):
+            for name, value in READER_BOUNDS.items():
+                log.info(
+                    "Only a superuser can bound what %s may fill of the disk: let one "
+                    "run ALTER ROLE %s SET %s = '%s'.",
+                    READER,
+                    READER,
+                    name,
+                    value,
+                )
 
 
 def forget_roles(connection: Connection, settings: Settings) -> None:
@@ -241,11 +264,29 @@ class _Roles:
         """Whether the schema is open, as it was before PostgreSQL 15."""
         return self._ask(EVERYBODY_MAY_CREATE)
 
-    def take_large_objects(self) -> bool:
-        """Have nobody write large objects; False where the owner cannot."""
-        return not self._ask(EVERYBODY_MAY_KEEP_OBJECTS) or self._try(
-            lambda: [SQL(NO_LARGE_OBJECTS)]
-        )
+    def close_functions(self) -> str:
+        """Have nobody write outside of tables; the statement that the owner may not
+        run, or none."""
+        (found,) = self._row(OPEN_FUNCTIONS, WRITING_FUNCTIONS)
+        return self._unless_run(NO_WRITING_FUNCTIONS, found) if found else ""
+
+    def close_databases(self) -> str:
+        """Have nobody connect to databases in which nothing is kept from them; the
+        statement that was not run, or none.
+
+        Those that every server has are closed where there are no others: a server
+        that is shared is its administrator's.
+        """
+        found, ours_alone = self._row(OPEN_DATABASES)
+        if not found:
+            return ""
+        return self._unless_run(NO_OTHER_DATABASES, found, run=bool(ours_alone))
+
+    def _unless_run(self, statement: str, names: str, *, run: bool = True) -> str:
+        """Run a statement with names that PostgreSQL itself quoted; it, if not run."""
+        wanted = SQL(statement).format(SQL(names))
+        done = run and self._try(lambda: [wanted])
+        return "" if done else str(wanted.as_string(self._raw))
 
     def limit(self, role: str, connections: int, defaults: Mapping[str, str]) -> bool:
         """Limit a role; False where it is another owner's.
@@ -347,6 +388,9 @@ class _Roles:
             cursor.execute(statement)
 
     def _ask(self, query: str, *values: str) -> bool:
+        return bool(self._row(query, *values)[0])
+
+    def _row(self, query: str, *values: object) -> Any:
         with self._raw.cursor() as cursor:
             cursor.execute(query, values)
-            return bool(cursor.fetchone()[0])
+            return cursor.fetchone()

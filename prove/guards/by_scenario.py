@@ -76,8 +76,11 @@ BY_SCENARIO = (
             Patch(
                 AGENT,
                 "                failures += 1\n"
-                "                await _pause(chunk, failures, error)\n",
-                "                self._consumer.done([chunk])\n                break\n",
+                "                self._failures[chunk.tp] += 1\n"
+                "                await _pause(chunk, self._failures[chunk.tp],"
+                " error)\n",
+                "                self._consumer.done([chunk])\n"
+                "                break\n",
             ),
         ),
     ),
@@ -270,9 +273,8 @@ BY_SCENARIO = (
         (
             Patch(
                 "heartbeat_app/lane/lane.py",
-                "        return (\n"
-                "            len(partition.waiting) < MAX_WAITING_CHUNKS"
-                " and self.waiting_bytes() < limit\n        )\n",
+                "        return len(partition.waiting) < MAX_WAITING_CHUNKS"
+                " and waiting_bytes < limit\n",
                 "        return True\n",
             ),
         ),

@@ -175,14 +175,16 @@ class ComposePostgresql(PostgresServer):
             config={"fsync": "off"},
         )
 
-    def connect(self, user: str = "", password: str = "") -> Connection:
+    def connect(
+        self, user: str = "", password: str = "", database: str = ""
+    ) -> Connection:
         """A connection as the owner, or as another role; commits by itself."""
         connection: Connection = psycopg2.connect(
             host=HERE,
             port=self.port,
             user=user or self.username,
             password=password or self.password,
-            dbname=self.database,
+            dbname=database or self.database,
         )
         connection.autocommit = True
         return connection

@@ -12,6 +12,7 @@ import time
 from datetime import date, timedelta
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from heartbeat_app.embedded.postgres_home import installed_programs
@@ -92,6 +93,22 @@ def test_migrate_fails_when_there_is_no_database(tmp_path: Path) -> None:
     """The worker must not start then: it waits for a completed migration."""
     folder = containers.app_folder(tmp_path)
     assert containers.migrate(folder, postgresql=free_port()).returncode != 0
+
+
+def test_no_role_keeps_anything_in_another_database(
+    compose_postgresql: ComposePostgresql, tmp_path: Path
+) -> None:
+    """Everybody may by default, and neither limit nor right of ours holds there."""
+    folder = containers.app_folder(tmp_path)
+    containers.migrate(folder, postgresql=compose_postgresql.port)
+    for role, password in (
+        ("heartbeat_reader", containers.DOT_ENV["POSTGRESQL_READER_PASSWORD"]),
+        ("admin", containers.DOT_ENV["POSTGRESQL_PASSWORD"]),
+    ):
+        for database in ("postgres", "template1"):
+            with pytest.raises(psycopg2.OperationalError, match="permission denied"):
+                compose_postgresql.connect(role, password, database)
+        compose_postgresql.connect(role, password).close()
 
 
 def test_the_documented_backup_comes_back(

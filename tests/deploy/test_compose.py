@@ -363,4 +363,5 @@ def test_postgresql_keeps_records_out_of_its_log(services: dict[str, Any]) -> No
         "postgres",
         *("-c", "log_min_error_statement=panic"),
         *("-c", "log_error_verbosity=terse"),
+        *("-c", "max_notify_queue_pages=64"),
     ]

@@ -542,7 +542,11 @@ def test_no_lock_that_a_reader_may_take_stops_a_writer(
         "SELECT lo_from_bytea(0, 'mine')",
         "SELECT lo_import('/etc/passwd')",
         "SELECT pg_read_file('/etc/passwd')",
+        "SELECT pg_logical_emit_message(false, 'mine', repeat('x', 1000))",
+        "SELECT pg_logical_emit_message(true, 'mine', 'x'::BYTEA)",
         "SET temp_file_limit = -1",
+        "SET log_min_messages = log",
+        "ALTER ROLE heartbeat_reader SET log_min_messages = log",
         "ALTER ROLE heartbeat_reader SET temp_file_limit = -1",
         "ALTER ROLE heartbeat_reader RESET temp_file_limit",
         "ALTER ROLE heartbeat_reader CONNECTION LIMIT -1",
@@ -570,6 +574,18 @@ def test_a_reader_has_few_connections_and_small_files(reader: Engine) -> None:
         assert connection.scalar(text("SHOW temp_file_limit")) == "256MB"
 
 
+def test_a_reader_writes_nothing_into_the_servers_log(
+    servers: Servers, reader: Engine
+) -> None:
+    """Which would fill the disk: what a failing statement says may be any text."""
+    with reader.connect() as connection:
+        connection.execute(text("DO $$ BEGIN RAISE LOG 'loudly'; END $$"))
+        assert refused(connection, "SELECT CAST('very loudly' AS INTEGER)") == "22P02"
+        connection.commit()
+    said = servers.postgres.log_path.read_text(errors="replace")
+    assert "loudly" not in said
+
+
 def test_what_a_reader_sets_for_itself_lasts_until_the_next_upgrade(
     reader: Engine, environ: dict[str, str]
 ) -> None:
@@ -595,6 +611,54 @@ def test_what_a_reader_sets_for_itself_lasts_until_the_next_upgrade(
     alembic({**environ, "POSTGRESQL_READER_PASSWORD": "reading"}, "upgrade", "head")
     with reader.connect() as connection:
         assert [connection.scalar(text(f"SHOW {name}")) for name in shown] == before
+
+
+# What nobody can forbid
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "SET local_preload_libraries = 'none'",
+        "SET default_transaction_read_only = on",
+        "PASSWORD 'mine'",
+    ],
+)
+def test_a_role_may_lock_itself_out_until_others_let_it_in(
+    settings: Settings,
+    servers: Servers,
+    environ: dict[str, str],
+    worker: Engine,
+    setting: str,
+) -> None:
+    try:
+        with worker.begin() as connection:
+            connection.execute(text(f"ALTER ROLE CURRENT_USER {setting}"))
+        worker.dispose()
+        with pytest.raises(DBAPIError):
+            worker.connect()
+    finally:
+        servers.administer("ALTER ROLE worker RESET ALL")
+        alembic(environ, "upgrade", "head")
+    with worker.connect():
+        pass
+
+
+@pytest.mark.parametrize("count", ["duplicate", "gap"])
+def test_a_worker_may_skip_records(
+    worker: Engine, writer: Writer, kept: Kept, count: str
+) -> None:
+    """It has to tell what it read; only Kafka's log knows better."""
+    writer.write(batch_of(beats(3)))
+    also = "" if count == "gap" else ", consumed = consumed + 100"
+    with worker.begin() as connection:
+        connection.execute(
+            text(
+                f"UPDATE partition_ledger SET next_offset = next_offset + 100,"
+                f" {count} = {count} + 100{also}"
+            )
+        )
+    assert read_books(worker).balanced
 
 
 # What the database says of itself

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import IllegalStateError
+from aiokafka.errors import IllegalStateError, RequestTimedOutError
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetResetStrategy
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
@@ -23,12 +24,15 @@ from heartbeat_app.lane.fetch import (
     IDLE_MS,
     LEAST_LINGER_MS,
     LINGER_BYTES,
+    MAX_CHUNK_BYTES,
+    MAX_FETCH_BYTES,
     MOST_LINGER_MS,
     PAUSE_SECONDS,
+    SLOW_FETCH_BYTES,
     LaneThread,
     Start,
 )
-from heartbeat_app.lane.records import FetchedRecords
+from heartbeat_app.lane.records import Damage, FetchedRecords
 
 BEATS = TP("beats", 0)
 AIO = TopicPartition("beats", 0)
@@ -88,8 +92,15 @@ class Reader:
             backoff=0,
         )
 
+    def out_of_range(self, begin: int) -> None:
+        """Kafka has not got the position; aiokafka goes on at the log's begin."""
+        self.state.await_reset(OffsetResetStrategy.EARLIEST)
+        self.state.reset_to(begin)
+
     def take(self) -> Chunk | None:
-        chunk: Chunk | None = self.thread._take_chunk(self.fetcher, BEATS)
+        chunk: Chunk | None = self.thread._take_chunk(
+            self.fetcher, BEATS, self.lane.partitions[BEATS], MAX_CHUNK_BYTES
+        )
         return chunk
 
 
@@ -147,8 +158,7 @@ async def test_after_a_rebalance_nothing_is_taken_before_the_seek(
 
 async def test_a_log_that_begins_later_has_lost_records(reader: Reader) -> None:
     await reader.seek(100)
-    reader.state.await_reset(0)
-    reader.state.reset_to(150)
+    reader.out_of_range(150)
     reader.fetched(150, 5)
     chunk = reader.take()
     assert chunk is not None
@@ -157,11 +167,42 @@ async def test_a_log_that_begins_later_has_lost_records(reader: Reader) -> None:
 
 async def test_a_log_that_ends_earlier_is_truncated(reader: Reader) -> None:
     await reader.seek(100)
-    reader.state.await_reset(0)
-    reader.state.reset_to(0)
+    reader.out_of_range(0)
     reader.fetched(0, 5)
     assert reader.take() is None
     assert reader.lane.partitions[BEATS].truncated
+
+
+async def test_a_log_that_has_all_again_is_read_on(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker that was frozen takes itself for the leader; its log ends earlier."""
+    monkeypatch.setattr(fetch, "LOOK_AGAIN_SECONDS", 0.0)
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    reader.take()
+    partition = reader.lane.partitions[BEATS]
+    reader.out_of_range(0)
+    reader.fetched(0, 5)
+    assert reader.take() is None
+    assert partition.truncated
+
+    def looks(offset: int, count: int) -> bool:
+        assert reader.state.position == 100
+        reader.fetched(offset, count)
+        reader.lane.ids_are_right(time.monotonic())
+        assert reader.thread._take_chunks(reader.fetcher, {BEATS}) == {}
+        return partition.truncated
+
+    assert looks(0, 5)
+    # It has grown beyond what was read, with other records.
+    assert looks(100, 6)
+    assert not looks(100, 5)
+    assert reader.state.position == 105
+    reader.fetched(105, 5)
+    chunk = reader.take()
+    assert chunk is not None
+    assert (chunk.asked, chunk.position, chunk.missing) == (105, 110, 0)
 
 
 async def test_what_a_seek_overtook_is_dropped(reader: Reader) -> None:
@@ -299,3 +340,62 @@ async def test_a_partition_may_go_while_requests_are_made(
     reader.lane.partitions = Forgotten(reader.lane.partitions)
     assignment = reader.subscriptions.subscription.assignment
     reader.thread._actions(reader.fetcher, assignment)
+
+
+async def test_what_was_damaged_and_is_deleted_is_not_damaged_any_more(
+    reader: Reader,
+) -> None:
+    """It was the log's last, so that nothing comes that could tell."""
+    actions_of(reader)
+    await reader.seek(100)
+    partition = reader.lane.partitions[BEATS]
+    partition.damage = Damage(100, 105, "its checksum is wrong")
+    assignment = reader.subscriptions.subscription.assignment
+    reader.thread._actions(reader.fetcher, assignment)
+    assert partition.damage
+    reader.out_of_range(105)
+    reader.thread._actions(reader.fetcher, assignment)
+    assert partition.damage is None
+
+
+async def test_on_a_slow_line_less_is_asked_for_at_once(reader: Reader) -> None:
+    """An answer that takes longer than a request may would never come."""
+    actions_of(reader)
+    await reader.seek(100)
+    assignment = reader.subscriptions.subscription.assignment
+    request = FetchRequest(500, 1, MAX_FETCH_BYTES, READ_COMMITTED, [])
+
+    def asked_for() -> int:
+        reader.thread._actions(reader.fetcher, assignment)
+        return int(reader.fetcher._fetch_max_bytes)
+
+    async def times_out(*args: Any) -> Any:
+        raise RequestTimedOutError
+
+    async def comes(*args: Any) -> Any:
+        return SimpleNamespace(topics=[])
+
+    assert asked_for() == MAX_FETCH_BYTES
+    for _ in range(9):
+        with suppress(RequestTimedOutError):
+            await reader.thread._send(times_out, 1, request)
+    assert asked_for() == SLOW_FETCH_BYTES
+    await reader.thread._send(comes, 1, request)
+    assert asked_for() == 2 * SLOW_FETCH_BYTES
+    for _ in range(99):
+        await reader.thread._send(comes, 1, request)
+    assert asked_for() == MAX_FETCH_BYTES
+
+
+async def test_what_is_given_back_is_read_again(reader: Reader) -> None:
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    chunk = reader.take()
+    assert chunk is not None
+    await reader.thread.give_back(BEATS, chunk.epoch)
+    assert not reader.lane.is_current(BEATS, chunk.epoch)
+    assert reader.state.position == 100
+    # What was sought meanwhile stays.
+    await reader.seek(90)
+    await reader.thread.give_back(BEATS, chunk.epoch)
+    assert reader.lane.partitions[BEATS].expected == reader.state.position == 90

@@ -23,6 +23,7 @@ class Worker:
         self.handed: list[list[str]] = []
         self.done: list[str] = []
         self.rewound: list[Any] = []
+        self.given_back: list[str] = []
         self.hold: set[int] = set()  # partitions whose chunks are not stored
         self.faults: list[Exception] = []  # raised by the next calls
         self._messages: asyncio.Queue[Chunks] = asyncio.Queue()
@@ -48,7 +49,9 @@ class Worker:
         stream: Any = SimpleNamespace(
             app=SimpleNamespace(
                 consumer=SimpleNamespace(
-                    done=self._note, restart_at_ledger=self._restart
+                    done=self._note,
+                    restart_at_ledger=self._restart,
+                    give_back=self._give_back,
                 )
             ),
             noack=lambda: SimpleNamespace(events=self._events),
@@ -69,6 +72,10 @@ class Worker:
 
     def _note(self, chunks: Iterable[Chunk]) -> None:
         self.done += map(_name, chunks)
+
+    async def _give_back(self, tp: Any, epoch: int) -> None:
+        self.given_back.append(f"{tp.partition}@{self.lane.partitions[tp].done}")
+        self._positions[tp.partition] = self.lane.partitions[tp].done
 
     async def _restart(self, tps: set[Any]) -> None:
         self.rewound += tps
@@ -151,6 +158,30 @@ async def test_one_that_fails_is_tried_again_before_the_next(worker: Worker) -> 
     await soon(0.5)
     assert worker.handed == [["0@0"], ["0@0"], ["0@0"], ["0@5"]]
     assert worker.done == ["0@0", "0@5"]
+
+
+async def test_in_an_outage_what_was_given_back_is_not_read_again_at_once(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses grow, as for what stays."""
+    pauses: list[int] = []
+
+    async def pause(chunk: Chunk, failures: int, error: Exception) -> None:
+        pauses.append(failures)
+
+    monkeypatch.setattr(agent, "_pause", pause)
+    monkeypatch.setattr(worker.lane, "is_full", lambda: True)
+    worker.faults = [RuntimeError("away")] * 5
+    worker.add(0)
+    await soon()
+    assert (pauses, worker.given_back) == ([1, 2, 3], ["0@0"])
+    worker.add(0)
+    await soon()
+    assert (pauses, worker.done) == ([1, 2, 3, 4, 5], ["0@0"])
+    worker.faults = [RuntimeError("another one")]
+    worker.add(0)
+    await soon()
+    assert pauses == [1, 2, 3, 4, 5, 1]
 
 
 async def test_after_a_rewind_nothing_is_done(worker: Worker) -> None:

@@ -17,6 +17,7 @@ from aiokafka.structs import TopicPartition
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from heartbeat_app.lane import decompress, records
 from heartbeat_app.lane.records import (
     FetchedRecords,
     LargeRecord,
@@ -158,6 +159,56 @@ def test_what_is_unpacked_is_what_was_committed(log: Log, data: st.DataObject) -
         found += part
     assert seen(found) == [each for each in log.expected if each[0] >= offset]
     assert source.next_fetch_offset == log.end
+
+
+@settings(max_examples=300)
+@given(st.data(), st.sampled_from(CODECS))
+def test_what_is_taken_apart_is_what_was_sent(data: st.DataObject, codec: str) -> None:
+    """Piece by piece, small ones in groups, whatever is among them."""
+    largest = data.draw(st.sampled_from([150, 400, MAX]))
+    entry = st.builds(
+        Entry,
+        st.integers(1, 3),  # from the one before
+        some_bytes,
+        some_bytes | st.binary(max_size=2) | st.just(bytes(200)),
+        st.just([]) | st.lists(st.tuples(any_names, some_bytes), max_size=3),
+    )
+    entries, delta = [], -1
+    for each in data.draw(st.lists(entry, min_size=1, max_size=60)):
+        delta += each.delta
+        entries.append(dataclasses.replace(each, delta=delta))
+    batch = RecordBatch(1_000, delta + 1, entries, codec)
+    offset = 1_000 + data.draw(st.integers(0, delta))
+    limit = data.draw(st.integers(1, 20) | st.just(MAX))
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (records, decompress):
+            patch.setattr(module, "PIECE_BYTES", data.draw(st.integers(50, 2_000)))
+        patch.setattr(records, "MOST_AT_ONCE", 1)
+        patch.setattr(records, "LEAST_IN_A_GROUP", 2)
+        patch.setattr(records, "HARMLESS_BYTES", 500)
+        source = fetched(batch.encode(), offset, [], FetchedRecords)
+        unpacker = Unpacker(largest, LargeRecord)
+        found: list[Record] = []
+        large: list[int] = []
+        while not source._records.is_done:
+            part = unpacker.unpack(source, limit, MAX)
+            assert not part.unread
+            found += part.records
+            large += [each.offset for each in part.large]
+    expected = [
+        (1_000 + each.delta, each.key, each.value, list(each.headers))
+        for each in entries
+        if 1_000 + each.delta >= offset
+    ]
+    assert seen(found) == [each for each in expected if weight(each) <= largest]
+    assert large == [each[0] for each in expected if weight(each) > largest]
+    assert source.next_fetch_offset == batch.end
+
+
+def weight(record: Seen) -> int:
+    _, key, value, headers = record
+    parts = [key, value, *(part for header in headers for part in header)]
+    return sum(len(part or b"") for part in parts) + 64 * len(headers)
 
 
 def test_offsets_of_transactions_are_told_from_those_that_nothing_explains() -> None:
