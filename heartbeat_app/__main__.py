@@ -31,8 +31,6 @@ def _run() -> None:
     try:
         # Faust reads WEB_PORT by itself as it is imported, and fails where it is none.
         load_settings(database=False)
-        if not os.environ.get("WEB_PORT", "").strip():
-            os.environ.pop("WEB_PORT", None)
         from heartbeat_app.application import app
 
         app.on_worker_init.connect(_collect_garbage)

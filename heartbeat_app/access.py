@@ -89,6 +89,28 @@ WRONG = "<p role=alert>This is not the token.\n"
 _ACCESS: web.AppKey[Access]
 
 
+class Seldom:
+    """Lets a line of the log through once a second, whoever sends what by the thousand.
+
+    The next one that comes through tells how many were left out.
+    """
+
+    SECONDS = 1.0
+
+    def __init__(self) -> None:
+        self._last = -self.SECONDS
+        self._left_out = 0
+
+    def words(self) -> str | None:
+        """What to add to the line, or None: leave it out."""
+        now = time.monotonic()
+        if now - self._last < self.SECONDS:
+            self._left_out += 1
+            return None
+        left_out, self._last, self._left_out = self._left_out, now, 0
+        return f" ({left_out:,} more like it before)" if left_out else ""
+
+
 class Access:
     """Decides about requests.
 
@@ -104,6 +126,8 @@ class Access:
         self._token = token
         self._is_local = _is_loopback(bind)
         self._clock = clock
+        self._malformed = Seldom()
+        self._wrong = Seldom()
 
     def protect(self, app: web.Application) -> None:
         """Put it in front of all pages of the app, before that starts."""
@@ -132,7 +156,12 @@ class Access:
         self, request: web.Request, handler: Handler
     ) -> web.StreamResponse:
         if not _has_host(request):
-            log.warning("A request with a malformed Host, from %s: 400", request.remote)
+            if (more := self._malformed.words()) is not None:
+                log.warning(
+                    "A request with a malformed Host, from %s: 400%s",
+                    request.remote,
+                    more,
+                )
             return web.Response(status=400, text="400: Host is malformed\n")
         # Also for whoever has logged in: another tab did, or this one went back.
         if self._token is not None and request.path == LOGIN:
@@ -151,7 +180,10 @@ class Access:
         if request.method != "POST":
             return web.Response(text=LOGIN_PAGE, content_type="text/html")
         if not self._is_token(await _entered(request)):
-            log.warning("A login with a wrong token, from %s", request.remote)
+            if (more := self._wrong.words()) is not None:
+                log.warning(
+                    "A login with a wrong token, from %s%s", request.remote, more
+                )
             return web.Response(
                 text=LOGIN_PAGE + WRONG, content_type="text/html", status=403
             )

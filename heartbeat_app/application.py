@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import ssl
+import sys
 import threading
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +16,17 @@ from typing import NoReturn
 import click
 import faust
 import mode.loop
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    TopicAuthorizationFailedError,
+)
 from confluent_kafka import KafkaException
 from faust.types import TP
 from faust.types.auth import CredentialsT
 from faust.types.web import Web
 from mode import ServiceT
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from tenacity import (
     AsyncRetrying,
@@ -33,7 +40,7 @@ from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.connections import MOST_BODY
 from heartbeat_app.connections import Web as GuardedWeb
-from heartbeat_app.exceptions import ConfigurationError
+from heartbeat_app.exceptions import ConfigurationError, HeartbeatError, printable
 from heartbeat_app.excerpts import Excerpting
 from heartbeat_app.kafka import Admin
 from heartbeat_app.lane import Lane, LaneApp
@@ -224,7 +231,7 @@ class HeartbeatApp(LaneApp):
 
 
 class HeartbeatWorker(faust.Worker):
-    """Faust's worker, which does not start behind a pooler that shares sessions."""
+    """Faust's worker, which ends in a sentence where to ask again is in vain."""
 
     def execute_from_commandline(self) -> NoReturn:
         """Run until the end, or say in a sentence why not.
@@ -233,13 +240,45 @@ class HeartbeatWorker(faust.Worker):
         """
         assert isinstance(self.app, HeartbeatApp)
         try:
-            with self.app.reads.connect():
-                pass
+            with self.app.reads.connect() as connection:
+                connection.execute(_READS)
         except SQLAlchemyError as error:
-            if errors.is_poolers(error):
-                click.echo(f"Error: {errors.words(error)}", err=True)
+            if errors.is_lasting(error):
+                click.echo(
+                    f"Error: {errors.explained(error, self.app.settings)}", err=True
+                )
                 raise SystemExit(1) from None
         super().execute_from_commandline()
+
+    async def start(self) -> None:
+        """Start, or end the process where Kafka lets this worker do nothing."""
+        try:
+            await super().start()
+        except (HeartbeatError, *_NOT_ALLOWED) as error:
+            self._end(error)
+
+    def _end(self, error: Exception) -> NoReturn:
+        # Nothing is in hand yet, and to stop in order would wait for Kafka.
+        words = str(error)
+        if isinstance(error, _NOT_ALLOWED):
+            assert isinstance(self.app, HeartbeatApp)
+            words = (
+                f"Kafka at {self.app.settings.kafka_bootstrap_servers} does not let "
+                f"this worker go on: {error} Allow it what docs/deployment.md lists, "
+                "for the topic and for KAFKA_GROUP_ID."
+            )
+        click.echo(printable(f"Error: {words}"), err=True)
+        sys.stdout.flush()
+        os._exit(1)
+
+
+# What the worker needs first.
+_READS = text("SELECT FROM partition_ledger LIMIT 0")
+_NOT_ALLOWED = (
+    TopicAuthorizationFailedError,
+    GroupAuthorizationFailedError,
+    ClusterAuthorizationFailedError,
+)
 
 
 def credentials(settings: Settings) -> CredentialsT | None:
@@ -294,6 +333,10 @@ logging.getLogger("aiokafka.conn").addFilter(_NoLogins())
 # Chosen before the first loop is made; FAUST_LOOP=aio and `-L aio` stay possible.
 if "FAUST_LOOP" not in os.environ:
     mode.loop.use("uvloop")
+
+# Empty is unset; Faust reads it by itself, and takes it for a number.
+if not os.environ.get("WEB_PORT", "").strip():
+    os.environ.pop("WEB_PORT", None)
 
 # What needs no database, such as `send`, needs no settings of it.
 app = HeartbeatApp(load_settings(database=False))

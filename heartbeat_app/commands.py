@@ -26,7 +26,7 @@ from faust.cli.base import State
 from faust.cli.faust import cli
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app import report
 from heartbeat_app.application import app, credentials
@@ -582,32 +582,10 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
     engine = make_engine(
         settings, application_name=f"heartbeat_app {command}", pool_size=2
     )
-    where = (
-        f"PostgreSQL at {settings.postgresql_address}, database "
-        f"{settings.postgresql_database}"
-    )
     try:
         yield engine
     except DBAPIError as error:
-        words = errors.words(error)
-        if errors.sqlstate(error) == errors.UNDEFINED_TABLE:
-            raise CommandError(
-                f"{where}, has not the tables of this version: {words}\n"
-                "Run `alembic upgrade head`."
-            ) from error
-        if errors.sqlstate(error) == errors.NOT_ALLOWED:
-            raise CommandError(
-                f"{where}, does not let {settings.postgresql_username} do that: {words}"
-                "\nSet POSTGRESQL_OWNER_USERNAME and POSTGRESQL_OWNER_PASSWORD to the "
-                "owner of the tables."
-            ) from error
-        if errors.is_read_only(error):
-            raise CommandError(f"{where}, {errors.why_no_writes(error)}") from error
-        if errors.is_poolers(error):
-            raise CommandError(words) from error
-        if isinstance(error, OperationalError):
-            raise CommandError(f"{where}, does not answer: {words}") from error
-        raise CommandError(f"{where}: {words}") from error
+        raise CommandError(errors.explained(error, settings)) from error
     finally:
         engine.dispose()
 

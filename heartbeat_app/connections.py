@@ -24,7 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 from faust.web.drivers.aiohttp import Web as AiohttpWeb
 
-from heartbeat_app.access import OPEN
+from heartbeat_app.access import OPEN, Seldom
 
 # 500 viewers of the live page, also through one proxy, and what else is asked.
 MOST = 640
@@ -301,17 +301,26 @@ class _OneLine(logging.Filter):
     It would log a traceback for each, which anybody can send by the thousand.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._seldom = Seldom()
+
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError):
-            record.msg = f"{record.msg}: 400, %s"
-            record.args = (*(record.args or ()), type(error).__name__)
+            more = self._seldom.words()
+            if more is None:
+                return False
+            record.msg = f"{record.msg}: 400, %s%s"
+            record.args = (*(record.args or ()), type(error).__name__, more)
             record.exc_info = None
         return True
 
 
 def _logger() -> logging.Logger:
     logger = logging.getLogger("aiohttp.server")
-    if not any(isinstance(each, _OneLine) for each in logger.filters):
-        logger.addFilter(_OneLine())
+    for each in list(logger.filters):
+        if isinstance(each, _OneLine):
+            logger.removeFilter(each)
+    logger.addFilter(_OneLine())
     return logger

@@ -47,13 +47,27 @@ def ensure_topic(settings: Settings) -> None:
     """Make the topic with HEARTBEATS_PARTITIONS partitions, unless it is there.
 
     Raises:
-        ConfigurationError: It is not there, and cannot be made.
+        ConfigurationError: It is not there, and cannot be made; or the login or the
+            certificate does not suit.
         KafkaException: Kafka does not answer; ask again.
     """
     name = settings.heartbeats_topic
-    admin = AdminClient({**client_config(settings), "log_level": 0})
-    if name in admin.list_topics(timeout=5).topics:
-        return
+    why: list[KafkaError] = []
+    config = {**client_config(settings), "log_level": 0, "error_cb": why.append}
+    admin = AdminClient(config)
+    try:
+        if name in admin.list_topics(timeout=5).topics:
+            return
+    except KafkaException:
+        admin.poll(0)  # serves error_cb
+        for each in why:
+            if _is_refused(each):
+                raise ConfigurationError(
+                    f"Kafka at {settings.kafka_bootstrap_servers} and this worker do "
+                    f"not agree: {each.str()}. Put KAFKA_SECURITY_PROTOCOL, "
+                    "KAFKA_SASL_… or KAFKA_SSL_… right."
+                ) from None
+        raise
     topic = NewTopic(name, num_partitions=settings.heartbeats_partitions, config=CONFIG)
     try:
         admin.create_topics([topic], request_timeout=5)[name].result()
@@ -64,12 +78,19 @@ def ensure_topic(settings: Settings) -> None:
         if code in FINAL:
             raise ConfigurationError(
                 f"The topic {name} (HEARTBEATS_TOPIC) does not exist and cannot be "
-                f"made: {error.args[0].str()}. Make it, allow it, or choose another "
-                "name or number of partitions."
+                f"made: {error.args[0].str().rstrip('.')}. Make it, allow it, or "
+                "choose another name or number of partitions."
             ) from error
         raise
     log.info(
         "Made the topic %s with %d partitions", name, settings.heartbeats_partitions
+    )
+
+
+def _is_refused(error: KafkaError) -> bool:
+    """Whether a password or a certificate is wrong: to ask again is in vain."""
+    return error.code() == KafkaError._AUTHENTICATION or (
+        error.code() == KafkaError._SSL and "certificate" in error.str()
     )
 
 

@@ -5,9 +5,12 @@ Whether a record is at fault no error tells: `writer` asks the database.
 
 from __future__ import annotations
 
+import re
+
 import psycopg2
 from sqlalchemy.exc import DBAPIError
 
+from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import first_words, printable
 from heartbeat_app.storage.sessions import SessionError
 
@@ -110,6 +113,51 @@ def why_no_writes(error: BaseException) -> str:
         "takes no writes: default_transaction_read_only is on, or it is a standby: "
         f"{told}"
     )
+
+
+# How libpq and the server say, without a SQLSTATE, that to ask again is in vain: in
+# English, as servers speak by default. In another language they are asked again.
+_REFUSED = re.compile(
+    "authentication failed|no pg_hba.conf entry|no password supplied"
+    '|(?:role|database|service|file) ".*" (?:does not exist|not found)'
+    "|permission denied for database|is not permitted to log in"
+    "|certificate verify failed|does not match host name"
+    "|does not support SSL, but SSL was required"
+)
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Whether to ask again is in vain until a person has put something right."""
+    state = sqlstate(error)
+    if state is None:
+        return is_poolers(error) or _REFUSED.search(words(error)) is not None
+    return state in {UNDEFINED_TABLE, INVALID_SCHEMA, NOT_ALLOWED}
+
+
+def explained(error: BaseException, settings: Settings) -> str:
+    """What went wrong, where, and what to do, for a person who called a command."""
+    if is_poolers(error):
+        return words(error)
+    where = (
+        f"PostgreSQL at {settings.postgresql_address}, database "
+        f"{settings.postgresql_database}"
+    )
+    if sqlstate(error) == UNDEFINED_TABLE:
+        return (
+            f"{where}, has not the tables of this version: {words(error)}\n"
+            "Run `alembic upgrade head`."
+        )
+    if sqlstate(error) == NOT_ALLOWED:
+        return (
+            f"{where}, does not let {settings.postgresql_username} do that: "
+            f"{words(error)}\nSet POSTGRESQL_OWNER_USERNAME and "
+            "POSTGRESQL_OWNER_PASSWORD to the owner of the tables."
+        )
+    if is_read_only(error):
+        return f"{where}, {why_no_writes(error)}"
+    if isinstance(original(error), psycopg2.OperationalError):
+        return f"{where}, does not answer: {words(error)}"
+    return f"{where}: {words(error)}"
 
 
 def is_lock_timeout(error: BaseException) -> bool:

@@ -147,6 +147,33 @@ def test_postgresql_refuses_and_the_command_says_so(
     assert "wrong-password" not in done.err + done.out
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"KAFKA_SASL_PASSWORD": "wrong-password"}, "SASL authentication error"),
+        ({"KAFKA_GROUP_ID": "somebody-s"}, "does not let this worker go on"),
+        ({"POSTGRESQL_PASSWORD": "wrong-password"}, "password authentication failed"),
+    ],
+)
+def test_a_worker_that_is_refused_ends_in_a_sentence(
+    servers: Secured, environ: dict[str, str], wrong: dict[str, str], words: str
+) -> None:
+    done = refused({**environ, **wrong}, "worker", "-l", "warn")
+    [told] = [each for each in done.err.splitlines() if "Error: " in each]
+    assert words in told
+    assert "wrong-password" not in done.err + done.out
+
+
+def test_a_worker_without_tables_ends_in_a_sentence(
+    servers: Secured, environ: dict[str, str], engine: Engine
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE partition_ledger RENAME TO away"))
+    done = refused(environ, "worker", "-l", "warn")
+    assert 'relation "partition_ledger" does not exist' in done.err
+    assert "Run `alembic upgrade head`." in done.err
+
+
 # Faust's own connection, which comes after that of the commands' client
 
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from heartbeat_app import connections
-from heartbeat_app.access import Access
+from heartbeat_app.access import Access, Seldom
 from heartbeat_app.connections import (
     CONNECTIONS,
     MOST_BODY,
@@ -403,6 +403,33 @@ async def test_what_is_no_request_is_one_line_at_most(
     lines = [each for each in caplog.records if each.levelname != "DEBUG"]
     assert len(lines) <= 1
     assert not any("\n" in caplog.handler.format(each) for each in lines)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/9.9\r\n\r\n",
+        CLOSING.replace(b"localhost", b"a:b:c"),
+        b"POST /login HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        b"Content-Length: 7\r\n\r\ntoken=x",
+    ],
+)
+async def test_a_flood_is_a_line_a_second_that_counts(
+    serve: Serve,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    sent: bytes,
+) -> None:
+    monkeypatch.setattr(Seldom, "SECONDS", 60.0)
+    served = await serve(token=TOKEN)
+    for last in (False, True):
+        if last:
+            monkeypatch.setattr(Seldom, "SECONDS", 0.0)
+        for _ in range(1 if last else 20):
+            await served.ask(sent)
+    first, second = [each for each in caplog.records if each.levelname != "DEBUG"]
+    assert "more like it" not in first.getMessage()
+    assert second.getMessage().endswith(" (19 more like it before)")
 
 
 @pytest.mark.parametrize(
