@@ -64,14 +64,15 @@ SELECT pg_catalog.pg_backend_pid(), (
 ), CASE pg_catalog.current_setting('synchronous_commit')
     WHEN 'off' THEN pg_catalog.set_config('synchronous_commit', 'on', false)
     ELSE pg_catalog.current_setting('synchronous_commit')
-END
+END, pg_catalog.current_setting('transaction_read_only')
 """
 IN_FORCE = """
 SELECT pg_catalog.pg_backend_pid(), (
     SELECT pg_catalog.array_agg(pg_catalog.current_setting(name))
     FROM pg_catalog.unnest(%s::TEXT[]) AS wanted(name)
     WHERE pg_catalog.current_setting(name, true) IS NOT NULL
-), pg_catalog.current_setting('synchronous_commit')
+), pg_catalog.current_setting('synchronous_commit'),
+pg_catalog.current_setting('transaction_read_only')
 """
 
 # The server tells each session, before its next answer ends, when one of them changes.
@@ -114,6 +115,13 @@ class BackslashError(SessionError):
             "lets nobody ask for another: ALTER ROLE … SET "
             "standard_conforming_strings = on for the worker's role and the owner."
         )
+
+
+class ReadOnlyError(StorageError, psycopg2.OperationalError):
+    """The server takes no writes, whatever a pooler remembers of an earlier one."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__(f"{_address(connection)}: session is read-only")
 
 
 class Sessions:
@@ -165,6 +173,7 @@ class Sessions:
         Raises:
             SharedSessionError: A pooler gives the session to others between two
                 transactions.
+            ReadOnlyError: libpq looked at what a pooler kept of another server.
         """
         try:
             connection.autocommit = True  # neither BEGIN nor COMMIT by themselves
@@ -175,7 +184,9 @@ class Sessions:
                     self._require_own(cursor, found)
                     # What the last client left there: prepared statements, tables.
                     cursor.execute("DISCARD ALL")
-                    self._pin(cursor)
+                    found = self._pin(cursor)
+                if found[-1] == "on":
+                    raise ReadOnlyError(connection)
             connection.autocommit = False
         except BaseException:
             connection.close()

@@ -231,3 +231,25 @@ def test_it_costs_one_round_trip_to_connect(settings: Settings, engine: Engine) 
     own.dispose()
     assert sent == []
     assert last.lstrip().startswith("SET statement_timeout")
+
+
+def test_what_a_pooler_keeps_of_a_server_that_took_writes_does_not_count(
+    environ: dict[str, str], servers: Servers
+) -> None:
+    """It tells new clients the parameters of the first server that it met."""
+    database = environ["POSTGRESQL_DATABASE"]
+    with PgBouncer(environ, pool_mode="session") as pooler:
+        engine = make_engine(settings_of(pooler), application_name="pooled")
+        with engine.connect():
+            pass
+        engine.dispose()
+        servers.administer(
+            f'ALTER DATABASE "{database}" SET default_transaction_read_only = on'
+        )
+        servers.administer(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            f" WHERE datname = '{database}'"
+        )
+        with pytest.raises(OperationalError, match="is read-only"):
+            engine.connect()
+        engine.dispose()
