@@ -1,6 +1,22 @@
+# ruff: noqa: E402 (a signal may come while the rest is imported)
 """Runs the migrations on the database that the settings name."""
 
 from __future__ import annotations
+
+import signal
+import sys
+
+kept = "Nothing was changed."
+
+
+def interrupted(*_: object) -> None:
+    """End with the status that shells know of Ctrl-C, and say what was kept."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    print(f"Interrupted. {kept}", file=sys.stderr)
+    raise SystemExit(128 + signal.SIGINT)
+
+
+signal.signal(signal.SIGINT, interrupted)
 
 import re
 from logging.config import fileConfig
@@ -14,7 +30,7 @@ from heartbeat_app.config import load_settings
 from heartbeat_app.exceptions import HeartbeatError
 from heartbeat_app.storage import comments
 from heartbeat_app.storage.engine import database_url, make_migration_engine
-from heartbeat_app.storage.migrating import explained, take_turn
+from heartbeat_app.storage.migrating import explained, heed_signals, take_turn
 from heartbeat_app.storage.retention import Kept
 from heartbeat_app.storage.roles import ensure_roles, forget_roles
 from heartbeat_app.storage.tables import metadata
@@ -48,7 +64,9 @@ def run_migrations_online() -> None:
     """Run the migrations, all in one transaction, and one after the other."""
     settings = load_settings().owner
     engine = make_migration_engine(settings, poolclass=pool.NullPool)
+    global kept
     with explained(settings), engine.connect() as connection:
+        heed_signals()
         if running() in {command.upgrade, command.downgrade, command.stamp}:
             take_turn(connection)
         context.configure(
@@ -65,7 +83,9 @@ def run_migrations_online() -> None:
         with context.begin_transaction():
             context.run_migrations()
             settings_follow(connection)
+        kept = "It was being committed: `alembic current` tells whether it is there."
         connection.commit()  # what began with the turn is not Alembic's to end
+        kept = "All was done."
     engine.dispose()
 
 

@@ -602,10 +602,7 @@ def _database(command: str, settings: Settings | None = None) -> Iterator[Engine
                 "owner of the tables."
             ) from error
         if errors.is_read_only(error):
-            raise CommandError(
-                f"{where}, takes no writes: default_transaction_read_only is on, or it "
-                f"is a standby: {words}"
-            ) from error
+            raise CommandError(f"{where}, {errors.why_no_writes(error)}") from error
         if errors.is_poolers(error):
             raise CommandError(words) from error
         if isinstance(error, OperationalError):

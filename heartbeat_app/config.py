@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -96,6 +97,13 @@ def _servers(value: str) -> str:
     return ",".join(servers)
 
 
+# Each that is silent costs every new connection 2 s.
+MOST_HOSTS = 8
+# What libpq connects to in a folder, and how long Linux lets its path be.
+_SOCKET = "/.s.PGSQL.65535"
+_LONGEST_SOCKET = 107
+
+
 def _hosts(value: str) -> str:
     """As libpq takes them: `host,host,…`, each a name, an address or a folder."""
     hosts = [each.strip() for each in value.split(",")]
@@ -105,18 +113,30 @@ def _hosts(value: str) -> str:
             "for the one database are separated by commas, their ports are "
             "POSTGRESQL_PORT"
         )
+    if len(hosts) > MOST_HOSTS:
+        raise _Invalid(f"at most {MOST_HOSTS} hosts")
     return ",".join(hosts)
 
 
+_LABEL = "(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+_HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
+
+
 def _is_host(value: str) -> bool:
-    if value.startswith(("/", "@")):  # a socket's folder; an abstract one
+    if value[:1] in {"/", "@"}:  # a socket's folder; an abstract one
+        return (
+            value.strip("/@.") != ""
+            and len(os.fsencode(value + _SOCKET)) <= _LONGEST_SOCKET
+        )
+    with suppress(ValueError):
+        ip_address(value)
         return True
-    if ":" in value:
-        try:
-            ip_address(value)
-        except ValueError:
-            return False
-    return bool(re.fullmatch(r"[^\s/@]+", value))
+    # Four numbers that are no address are no name either.
+    return (
+        len(value) <= 253
+        and _HOST_NAME.fullmatch(value) is not None
+        and re.fullmatch(r"[0-9]+(\.[0-9]+){3}\.?", value) is None
+    )
 
 
 def address(host: str, port: str | int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,6 +23,8 @@ from heartbeat_app.models import Heartbeat
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 # Of a larger record only what is to be said about it is made into objects.
 LARGE_BYTES = 16 * 1024
+# Unless that tells nothing: a record of up to so many bytes is then made into objects.
+LARGEST_BYTES = 256 * 1024
 
 # An instant in RFC 3339 but for its second, which there is once in some years.
 _LEAP_SECOND = re.compile(
@@ -165,11 +168,21 @@ def _without_content(written: bytes) -> bytes:
 
 def _explain(value: bytes, error: Exception) -> Refusal:
     """Say in words and a code what the decoder refused."""
+    if len(value) > LARGE_BYTES:
+        refusal = _explain_as(value, _essence, error)
+        # Lone surrogates stop the reader, and of a field that is there twice it has
+        # the last only.
+        if refusal.reason is not Reason.NOT_JSON or len(value) > LARGEST_BYTES:
+            return refusal
+    return _explain_as(value, bytes, error)
+
+
+def _explain_as(
+    value: bytes, written: Callable[[bytes], bytes], error: Exception
+) -> Refusal:
     try:
-        if len(value) > LARGE_BYTES:
-            value = _essence(value)
         found: Any = json.loads(
-            value.decode(),
+            written(value).decode(),
             parse_int=_whole_number,
             parse_float=_Float,
             parse_constant=_no_constant,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import psycopg2
+import psycopg2.extensions
 from sqlalchemy import URL, Engine, Pool, create_engine, event
 
 from heartbeat_app.config import Settings
@@ -23,6 +23,12 @@ LEAST_CONNECT_SECONDS = 2
 LOCK_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 35_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 15_000
+# Earlier versions of libpq know no other order, and refuse to be told.
+_IN_ORDER = (
+    {"load_balance_hosts": "disable"}
+    if psycopg2.extensions.libpq_version() >= 160_000
+    else {}
+)
 
 
 def database_url(settings: Settings) -> URL:
@@ -56,6 +62,14 @@ def connect_timeout(settings: Settings) -> int:
     return min(CONNECT_TIMEOUT_SECONDS, max(LEAST_CONNECT_SECONDS, share))
 
 
+def pool_timeout(settings: Settings) -> int:
+    """Seconds to wait for a connection while all of the pool are in use or being made.
+
+    Longer than one takes to be made or to fail: only then is its own reason told.
+    """
+    return connect_timeout(settings) * len(settings.postgresql_servers) + 1
+
+
 def make_engine(
     settings: Settings,
     *,
@@ -80,7 +94,7 @@ def make_engine(
         },
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=CONNECT_TIMEOUT_SECONDS,
+        pool_timeout=pool_timeout(settings),
     )
 
 
@@ -103,6 +117,9 @@ def _engine(
     connect_args = {
         "application_name": application_name,
         "connect_timeout": connect_timeout(settings),
+        # Whatever PGHOSTADDR and PGLOADBALANCEHOSTS say: these servers, in this order.
+        "hostaddr": "",
+        **_IN_ORDER,
         # Whatever PGCLIENTENCODING says: there is no beat that UTF-8 cannot hold.
         "client_encoding": "utf8",
         # A peer that went silent is given up after about 10 s; one that is too

@@ -101,6 +101,17 @@ def is_read_only(error: BaseException) -> bool:
     return state == READ_ONLY or (state is None and "is read-only" in words(error))
 
 
+def why_no_writes(error: BaseException) -> str:
+    """What to say of servers that take no writes, in words that follow a comma."""
+    told = words(error)
+    if "; " in told and sqlstate(error) is None:  # of several candidates
+        return f"has no server that takes writes: {told}"
+    return (
+        "takes no writes: default_transaction_read_only is on, or it is a standby: "
+        f"{told}"
+    )
+
+
 def is_lock_timeout(error: BaseException) -> bool:
     """Whether another session held the lock for too long."""
     return sqlstate(error) == LOCK_NOT_AVAILABLE

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import select
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import psycopg2
+from psycopg2.extensions import POLL_OK, POLL_READ, set_wait_callback
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
@@ -89,6 +92,28 @@ def _who(connection: Connection) -> str:
     )
 
 
+def heed_signals() -> None:
+    """Have a signal's handler run at once while a statement runs, which is cancelled
+    if the handler raises.
+
+    Call it once connected: what psycopg2 then connects has no time limit.
+    """
+    set_wait_callback(_wait)
+
+
+def _wait(connection: Any) -> None:
+    try:
+        while (state := connection.poll()) != POLL_OK:
+            line = [connection.fileno()]
+            if state == POLL_READ:
+                select.select(line, [], [])
+            else:
+                select.select([], line, [])
+    except SystemExit:
+        connection.cancel()
+        raise
+
+
 @contextmanager
 def explained(settings: Settings) -> Iterator[None]:
     """Errors of PostgreSQL become sentences.
@@ -106,15 +131,12 @@ def explained(settings: Settings) -> Iterator[None]:
     role = settings.postgresql_username
     try:
         yield
-    except KeyboardInterrupt:
-        raise CommandError("Stopped. Nothing was changed.") from None
     except (DBAPIError, psycopg2.Error) as error:
         if errors.is_poolers(error):
             raise CommandError(words(error)) from error
         if errors.is_read_only(error):
             raise CommandError(
-                f"{where}, takes no writes: default_transaction_read_only is on, or it "
-                f"is a standby: {words(error)}. Nothing was changed."
+                f"{where}, {errors.why_no_writes(error)}. Nothing was changed."
             ) from error
         state = sqlstate(error)
         if state is None:

@@ -253,8 +253,8 @@ def bombs(world: World) -> None:
     world.note("memory grew by", f"{watched.growth / MIB:.0f} MiB")
     world.note("/health/live answered within", f"{watched.slowest:.2f} s")
     world.require(waited["the bombs"] < 30, "others waited for a million")
-    # Which have to be stored before: 17,000 a second at least.
-    world.require(waited["a million"] < 60, "a million took too long")
+    # Which have to be stored before: 33,000 a second at least.
+    world.require(waited["a million"] < 30, "a million took too long")
     world.require(watched.growth < 64 * MIB, "memory is beyond its bound")
     require_no_restart(world)
 

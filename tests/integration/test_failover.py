@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -108,13 +109,14 @@ def test_a_standby_takes_the_primary_s_place(pair: Pair) -> None:
         assert done.status == 1
         assert (
             f"PostgreSQL at 127.0.0.1:{away}, 127.0.0.1:{standby.port}, "
-            f"127.0.0.1:{primary.port}, database beats, takes no writes" in done.err
+            f"127.0.0.1:{primary.port}, database beats, has no server that takes "
+            "writes: " in done.err
         )
         for each in candidates:  # what each of them said
             assert f'"127.0.0.1", port {each} failed: ' in done.err
         assert "Traceback" not in done.err
     words = run(environ, "alembic", "upgrade", "head", status=255)
-    assert "takes no writes" in words
+    assert "has no server that takes writes" in words
     assert "Traceback" not in words
     with pytest.raises(OperationalError, match="read-only"):
         wait_until(lambda: port_of(reads) != primary.port, "its sessions are left")
@@ -156,4 +158,20 @@ def test_a_candidate_that_is_silent_holds_nobody_up_for_long(
         began = time.monotonic()
         assert port_of(engine) == servers.postgres.port
         assert time.monotonic() - began < 6.0
+        engine.dispose()
+
+
+def test_what_libpq_s_variables_say_changes_no_candidate(
+    servers: Servers, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = {**environ, "POSTGRESQL_HOST": "127.0.0.1,localhost"}
+    settings = load_settings(hosts, Path("/nonexistent"))
+    monkeypatch.setenv("PGHOSTADDR", "127.0.0.9")
+    monkeypatch.setenv("PGLOADBALANCEHOSTS", "random")
+    monkeypatch.setenv("PGTARGETSESSIONATTRS", "standby")
+    for _ in range(10):
+        engine = make_engine(settings, application_name="pinned")
+        with engine.connect() as connection:
+            line: Any = connection.connection.dbapi_connection
+            assert line.info.host == "127.0.0.1"
         engine.dispose()

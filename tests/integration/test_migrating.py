@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,15 @@ from tests.servers import (
     engine_of,
     free_port,
     run,
+    wait_until,
 )
 
 pytestmark = pytest.mark.integration
+
+WAITING = text(
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND application_name = 'heartbeat_app alembic' AND wait_event_type = 'Lock'"
+)
 
 
 @pytest.fixture
@@ -70,6 +77,30 @@ def test_four_at_once_on_a_new_database_and_at_head(empty: dict[str, str]) -> No
     for _ in range(2):
         printed = [end(each) for each in [start(empty) for _ in range(4)]]
     assert all("Running upgrade" not in each for each in printed)
+
+
+def is_waiting(owner: Engine) -> bool:
+    with owner.connect() as connection:
+        return bool(connection.scalar(WAITING))
+
+
+@pytest.mark.parametrize("words", ["upgrade head", "current"])
+def test_ctrl_c_ends_a_statement_and_says_what_was_kept(
+    empty: dict[str, str], owner: Engine, words: str
+) -> None:
+    """While it waits for its turn, and inside of a statement without a limit."""
+    with owner.begin() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num TEXT)"))
+    with owner.connect() as connection:
+        connection.execute(text("LOCK TABLE alembic_version"))
+        process = start(empty, *words.split())
+        wait_until(lambda: is_waiting(owner), f"{words} waits", seconds=20)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=20)
+        assert process.returncode == 130, printed
+        assert printed.splitlines()[-1] == "Interrupted. Nothing was changed."
+        assert "Traceback" not in printed
+        wait_until(lambda: not is_waiting(owner), "its session ends", seconds=20)
 
 
 def test_databases_of_one_server_change_the_same_roles(

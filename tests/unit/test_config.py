@@ -13,7 +13,7 @@ import pytest
 
 from heartbeat_app.config import Settings, load_settings, variables
 from heartbeat_app.exceptions import ConfigurationError
-from heartbeat_app.storage.engine import connect_timeout, database_url
+from heartbeat_app.storage.engine import connect_timeout, database_url, make_engine
 
 PROJECT = Path(__file__).parents[2]
 NOWHERE = Path("/nonexistent/.env")
@@ -93,7 +93,10 @@ def test_what_must_be_set_is_named(name: str, value: str | None) -> None:
 WRONG = {
     "POSTGRESQL_HOST": [
         ",", "a,", ",a", "a,,b", "a b", "db:5432", "a,db:5432", "[::1]", "a/b",
-        "postgresql://db/x", "user@db", "a;b:1",
+        "postgresql://db/x", "user@db", "a;b:1", "db1;db2", "host=db", "a%2Cb", "@",
+        "/", "//", "@/", "a,/", "/" + "a" * 93, "-db", "db-", "a..b", ".", "256.1.1.1",
+        "1.2.3.4.", "fe80::1%", "dbé", "a" * 64, ".".join(["a" * 60] * 5), "'db'", "*",
+        ",".join("abcdefghi"),
     ],
     "POSTGRESQL_PORT": [
         "0", "65536", "-1", "5434.0", "port", "1e3", ",", "5432,", "5432,,5433", "1,0",
@@ -173,13 +176,21 @@ def test_each_host_has_one_port(environ: dict[str, str], named: str) -> None:
     assert "name one port for all hosts, or one for each" in words
 
 
-@pytest.mark.parametrize(("count", "seconds"), [(1, 5), (2, 3), (3, 2), (4, 2)])
+@pytest.mark.parametrize(("count", "seconds"), [(1, 5), (2, 3), (3, 2), (8, 2)])
 def test_candidates_that_are_silent_take_a_few_seconds_together(
     count: int, seconds: int
 ) -> None:
-    settings = load({"POSTGRESQL_HOST": ",".join("abcd"[:count])})
+    settings = load({"POSTGRESQL_HOST": ",".join("abcdefgh"[:count])})
     assert connect_timeout(settings) == seconds
-    assert count * seconds <= 8
+    assert count * seconds <= 16
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_who_waits_for_a_connection_learns_why_there_is_none(count: int) -> None:
+    """And not that the pool is used up, while another thread tries each candidate."""
+    settings = load({"POSTGRESQL_HOST": ",".join("abcdefgh"[:count])})
+    pool: Any = make_engine(settings, application_name="patient").pool
+    assert pool.timeout() > count * connect_timeout(settings)
 
 
 @pytest.mark.parametrize(

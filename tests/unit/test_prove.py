@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prove.guards import GUARDS, Guard, without
+from prove.report import PAGE
 from prove.scenario import scenarios
 from prove.world import Outcome
 from tests.servers import PROJECT
@@ -30,3 +31,9 @@ def test_the_quick_scenarios_are_of_every_group() -> None:
     quick = {each.group for each in scenarios().values() if each.quick}
     # Three brokers take longer to start than a quick scenario may.
     assert quick == {each.group for each in scenarios().values()} - {"cluster"}
+
+
+def test_every_scenario_has_a_row_on_the_page() -> None:
+    """One that was not run for the page says so there."""
+    text = PAGE.read_text()
+    assert [name for name in scenarios() if f"| **{name}**: " not in text] == []

@@ -13,7 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from heartbeat_app.models import Heartbeat
-from heartbeat_app.validation import EARLIEST, Reason, Refusal, Rules, check
+from heartbeat_app.validation import (
+    EARLIEST,
+    LARGE_BYTES,
+    Reason,
+    Refusal,
+    Rules,
+    check,
+)
 from tests.fuzz.verdict import NOW, RETENTION, RULES, hold
 from tests.record_strategies import ANY_VALUE, RIGHT
 
@@ -351,6 +358,19 @@ def test_any_bytes_give_what_the_documents_say(
     hold(value, rules)
 
 
+@settings(max_examples=200)
+@given(ANY_VALUE, st.booleans())
+@example(record(heart_rate="301", more=', "note": "\\ud800"'), False)
+@example(b'{"customer_id": "\\ud800", "heart_rate": 72}', True)
+@example(b'["\\ud800"]', False)
+@example(record(heart_rate="301", more=', "heart_rate": 72'), False)
+@example(record(more=', "timestamp": 1, "timestamp": "2026-01-01T00:00:00Z"'), True)
+def test_a_large_record_gets_no_other_reasons(value: bytes | None, first: bool) -> None:
+    """Blanks, which say nothing, make it one."""
+    blanks = b" " * LARGE_BYTES
+    hold(blanks + (value or b"") if first else (value or b"") + blanks)
+
+
 @given(RIGHT)
 def test_every_valid_beat_comes_through(value: bytes) -> None:
     assert isinstance(hold(value), Heartbeat)
@@ -378,6 +398,8 @@ def test_every_reason_is_documented_and_no_other() -> None:
         (Reason.CUSTOMER_ID_LENGTH, record(customer_id='"' + "a" * 900_000 + '"')),
         (Reason.TIMESTAMP_INVALID, record(timestamp='"' + "a" * 900_000 + '"')),
         (Reason.HEART_RATE_OUT_OF_RANGE, record(heart_rate="1" * 900_000)),
+        (Reason.NOT_JSON, record(heart_rate="301", more=', "note": ["\\ud800", '
+                                 + "[]," * 300_000 + "1]")),
         (Reason.HEART_RATE_NOT_WHOLE, record(heart_rate="1." + "1" * 900_000)),
     ],
 )  # fmt: skip
