@@ -65,7 +65,8 @@ INSERT INTO ingest_minute (topic_id, partition, minute, batches, consumed, store
     duplicate, dead, delay_sum_seconds, delay_max_seconds, delay_histogram,
     write_seconds)
 SELECT 'fill', partition, minute, 60, 15000, 14980, 15, 5, 900, 0.9,
-       '{0,0,0,100,900,9000,4000,800,150,30,0,0,0,0,0,0,0,0}', 1.5
+       ARRAY[0,0,0,100,900,9000,4000,800,150,30]::BIGINT[]
+           || array_fill(0::BIGINT, ARRAY[40]), 1.5
 FROM generate_series(CAST(:until AS TIMESTAMPTZ) - CAST(:before AS INTERVAL),
                      CAST(:until AS TIMESTAMPTZ) - INTERVAL '1 minute', '1 minute')
     AS minute

@@ -87,7 +87,9 @@ def whole_file(path: Path, *, replace: bool = False) -> Iterator[BinaryIO]:
     """
     try:
         _refuse_existing(path, replace)
-        handle, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+        # The file's own name may be as long as names can be: 255 bytes as a rule.
+        begin = f".{path.name[:50]}."
+        handle, name = tempfile.mkstemp(".part", begin, path.parent)
     except OSError as error:
         raise CommandError(f"Cannot write {path}: {error.strerror}.") from error
     part = Path(name)

@@ -50,6 +50,14 @@ def test_csv_is_what_send_reads(tmp_path: Path) -> None:
     assert names(tmp_path) == ["beats.csv"]
 
 
+@pytest.mark.parametrize("letter", ["x", "é", "猫", "💓"])
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path, letter: str) -> None:
+    room = os.pathconf(tmp_path, "PC_NAME_MAX") // len(letter.encode())
+    path = tmp_path / (letter * room)
+    assert export(pages(), whole_file(path), CSV).beats == len(ROWS)
+    assert names(tmp_path) == [path.name]
+
+
 def test_parquet_has_the_types_of_the_table(tmp_path: Path) -> None:
     path = tmp_path / "beats.parquet"
     assert export(pages(), whole_file(path), PARQUET).beats == len(ROWS)
