@@ -131,6 +131,8 @@ class _Turns:
         try:
             if current:
                 await self._store(current)
+                for chunk in current:
+                    self._failures.pop(chunk.tp, None)
                 self._consumer.done(current)
         except Exception as error:  # noqa: BLE001 (each alone tells it again)
             log.debug("Not together, but one by one: %r", error)
@@ -147,6 +149,7 @@ class _Turns:
                 await self._store([chunk])
             except Rewind as why:
                 log.warning("%s", why)
+                self._failures.pop(chunk.tp, None)
                 with suppress(IllegalStateError):  # taken away meanwhile
                     await self._consumer.restart_at_ledger({chunk.tp})
                 break

@@ -60,8 +60,10 @@ MAX_FETCHED_BYTES = 8 * 1024 * 1024
 # So long a batch that came damaged is not fetched again, and not told again.
 DAMAGE_SECONDS = 1.0
 DAMAGE_TOLD_SECONDS = 60.0
-# So long after it was missed the last batch that was read is looked for again.
+# So long after a log seemed to have lost its end it is looked at again; so often where
+# nothing was read of it yet that could be looked for.
 LOOK_AGAIN_SECONDS = 2.0
+LOOKS = 3
 # While records come one after the other, Kafka answers when it has so many bytes or
 # after about as long as the last ones took to be stored: what came sooner would wait
 # for them, and an answer for each record would cost more than storing it. The first
@@ -121,7 +123,6 @@ class LaneThread(driver.AIOKafkaConsumerThread):
     _room: asyncio.Event
     # When memory was given back, and when something large came, last.
     _trimmed = _large_came = -math.inf
-    _slow_fetch_bytes = MAX_FETCH_BYTES
 
     async def on_start(self) -> None:
         """Call when the consumer starts."""
@@ -133,6 +134,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         # Of other topics, that state and where it stood when we took from it first.
         self._began: dict[TP, tuple[Any, int]] = {}
         self._took = -math.inf  # when there were chunks last, by the loop's time
+        # What is asked for at once of brokers whose answers did not come in time.
+        self._slow_fetch_bytes: dict[int, int] = {}
         consumer = self._consumer = self._create_consumer(loop=self.thread_loop)
         self.time_started = time.monotonic()
         await outlast_start("consumer", consumer._client, consumer.start)
@@ -152,11 +155,10 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         try:
             response = await send(node_id, request, **options)
         except RequestTimedOutError:
-            self._slow_fetch_bytes = max(SLOW_FETCH_BYTES, self._slow_fetch_bytes // 4)
+            size = self._slow_fetch_bytes.get(node_id, MAX_FETCH_BYTES)
+            self._slow_fetch_bytes[node_id] = max(SLOW_FETCH_BYTES, size // 4)
             raise
-        self._slow_fetch_bytes = min(
-            MAX_FETCH_BYTES, self._slow_fetch_bytes + SLOW_FETCH_BYTES
-        )
+        self._note_answer(node_id, response)
         asked = {
             TP(topic, partition): offset
             for topic, partitions in request.topics
@@ -175,6 +177,16 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     self._note(tp, partition, damage, goes_on=False)
                     partitions.remove(answer)
         return response
+
+    def _note_answer(self, node_id: int, response: Any) -> None:
+        """Ask for more at once where a broker that had been slow sent records."""
+        slow = self._slow_fetch_bytes
+        if node_id in slow and any(
+            answer[-1] for _, partitions in response.topics for answer in partitions
+        ):
+            slow[node_id] += SLOW_FETCH_BYTES
+            if slow[node_id] >= MAX_FETCH_BYTES:
+                del slow[node_id]
 
     def _actions(self, fetcher: Any, assignment: Any) -> Any:
         """What aiokafka asks Kafka for next, within what may be held."""
@@ -197,10 +209,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         if held >= MAX_FETCHED_BYTES or self.lane.is_full():
             self.lane.crowded = time.monotonic()
         brokers = {fetcher._select_read_replica(tp) for tp in assignment.tps}
-        fetcher._fetch_max_bytes = min(
-            max(LEAST_FETCH_BYTES, MAX_FETCH_BYTES // max(1, len(brokers))),
-            self._slow_fetch_bytes,
-        )
+        share = max(LEAST_FETCH_BYTES, MAX_FETCH_BYTES // max(1, len(brokers)))
+        fetcher._fetch_max_bytes = min([share, *self._slow_fetch_bytes.values()])
         now = time.monotonic()
         not_now = []
         for tp in assignment.tps:
@@ -519,21 +529,32 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         """
         aiotp = driver.ensure_aiokafka_TP(tp)
         result = fetcher._records[aiotp]
-        self._drop(fetcher, aiotp)
         state = self._state(fetcher, aiotp)
-        if partition.last_batch is None or id(state) != id(self._sought.get(tp)):
-            return
-        offset, identity = partition.last_batch
-        is_there = (
-            type(result) is FetchResult
-            and result.check_assignment(aiotp)
-            and result._partition_records._records.begins_with(identity)
-        )
-        if is_there:
+        if id(state) != id(self._sought.get(tp)):
+            self._drop(fetcher, aiotp)
+            return  # assigned anew, and about to be sought
+        is_right = type(result) is FetchResult and result.check_assignment(aiotp)
+        fetched = result._partition_records if is_right else None
+        offset, identity = partition.last_batch or (partition.expected, None)
+        if identity is None:
+            partition.truncated = partition.looks + 1 >= LOOKS
+        elif fetched and fetched._records.begins_with(identity):
             log.info("%s[%d]: the log has all that was read, going on", *tp)
-            partition.truncated = partition.reported = False
+            self._drop(fetcher, aiotp)
+            partition.truncated, partition.looks = False, 0
             state.seek(partition.expected)
             return
+        elif (
+            fetched
+            and partition.looks
+            and fetched.next_fetch_offset > max(offset, partition.expected - 1)
+        ):
+            # Kafka has deleted all up to there, the last batch with it. What is there
+            # is taken in its turn.
+            partition.truncated, partition.looks = False, 0
+            return
+        self._drop(fetcher, aiotp)
+        partition.looks += 1
         partition.fetched_again = time.monotonic() + LOOK_AGAIN_SECONDS
         state.seek(offset)
 
@@ -568,7 +589,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         if begin < partition.expected:
             # aiokafka began anew at the log's start, since the log ends before what
             # was already read: it lost its end, or is another topic of that name.
-            partition.truncated, partition.truncated_at = True, time.monotonic()
+            partition.truncated, partition.reported = True, False
+            partition.truncated_at = time.monotonic()
             self._look_again(fetcher, tp, partition)
             return None
         fetched = result._partition_records
@@ -601,7 +623,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         asked, position = partition.expected, state.position
         if position == asked:
             return None
-        partition.expected = position
+        partition.expected, partition.looks = position, 0
         return Chunk(
             topic=tp.topic,
             topic_id=partition.topic_id,

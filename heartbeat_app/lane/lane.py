@@ -58,9 +58,12 @@ class Partition:
     expected: int  # the offset after the last chunk handed out
     done: int  # the offset after the last chunk acknowledged
     waiting: dict[int, int] = field(default_factory=dict)  # chunk's position: bytes
-    # Where the last batch that was taken begins, and the first bytes of it: a log that
-    # still has it has lost nothing that was read before.
+    # An offset of the last batch that was taken, and its first bytes: a log that still
+    # has it has lost nothing that was read before.
     last_batch: tuple[int, bytes] | None = None
+    # How often in a row the log seemed to end before what was read, or, while it is
+    # truncated, the last batch was looked for.
+    looks: int = 0
     # The log turned out shorter than what was read from it: nothing is read until it
     # has the last batch again, the topic's id changes or a person decides.
     truncated: bool = False
@@ -129,20 +132,24 @@ class Lane:
         `end` is where the log ends; one that ends before the offset was truncated.
         """
         before = self.partitions.get(tp)
-        same = before if before and before.topic_id == topic_id else None
         now = time.monotonic()
-        self.partitions[tp] = Partition(
+        partition = self.partitions[tp] = Partition(
             topic_id,
             epoch=next(self._epochs),
             expected=offset,
             done=offset,
-            last_batch=None if same is None else same.last_batch,
-            # Once seen it stays: a log that has grown past the offset again would hide
-            # that its records there are others.
-            truncated=end < offset or (same is not None and same.truncated),
+            truncated=end < offset,
             truncated_at=now,
             served=now,
         )
+        if before is not None and before.topic_id == topic_id:
+            partition.last_batch = before.last_batch
+            if before.truncated:
+                # Once seen it stays: a log that has grown past the offset again would
+                # hide that its records there are others.
+                partition.truncated = True
+                partition.truncated_at = before.truncated_at
+                partition.reported = before.reported
 
     def ids_are_right(self, asked: float) -> None:
         """The ids were as they are here when that was asked, by time.monotonic()."""

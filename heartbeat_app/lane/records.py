@@ -43,6 +43,7 @@ HEADER = struct.Struct(">q13xhi30xi")
 COUNT = struct.Struct(">i")
 MAGIC_AT, ATTRIBUTES_AT, DELTA_AT = 16, 21, 23
 IDENTITY_BYTES = ATTRIBUTES_AT
+_NO_BATCH: tuple[int, bytes] | None = None
 # What a batch of each format has at least: its header, without a record.
 LEAST_SIZES = (26, 34, HEADER.size)
 
@@ -313,13 +314,14 @@ class Unpacker:
         if records and records[0].offset < fetched.next_fetch_offset:
             # A fetch begins with the whole batch that holds its offset.
             records = [r for r in records if r.offset >= fetched.next_fetch_offset]
-        headers = max([len(record.headers) for record in records], default=0)
-        if size + headers * HEADER_BYTES > self.max_record_bytes and (
-            headers or _widest(records) > self.max_record_bytes
+        headers = [len(record.headers) for record in records]
+        most = max(headers, default=0)
+        if size + most * HEADER_BYTES > self.max_record_bytes and (
+            most or _widest(records) > self.max_record_bytes
         ):
             records = self._without_large(records, found)
         found.records += records
-        found.size += size + RECORD_BYTES * len(records)
+        found.size += size + RECORD_BYTES * len(records) + HEADER_BYTES * sum(headers)
 
     def _without_large(
         self, records: Sequence[Record], found: Unpacked
@@ -458,11 +460,15 @@ class FetchedRecords:
 
     Attributes:
         reader: What takes a batch apart that is not unpacked at once, until it is done.
+        last_batch: An offset of the batch that `next_batch` returned last and that was
+            not gone back from, and its first bytes. No other batch begins with them:
+            they hold that offset, the length, the leader's epoch and the checksum.
     """
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._begin = self._end = 0
+        self.last_batch = self._batch_before = _NO_BATCH
         self.reader: _Reader | None = None
 
     def size_in_bytes(self) -> int:
@@ -519,6 +525,9 @@ class FetchedRecords:
             except Exception as error:
                 raise DamagedError(f"it cannot be taken apart ({error!r})") from error
         self._begin, self._end = self._end, end
+        self._batch_before = self.last_batch
+        identity = bytes(raw[:IDENTITY_BYTES])
+        self.last_batch = int.from_bytes(identity[: LENGTH.size - 4]), identity
         return batch
 
     def begins_with(self, identity: bytes) -> bool:
@@ -528,20 +537,12 @@ class FetchedRecords:
     def go_back(self) -> None:
         """Have the batch that `next_batch` returned last come again."""
         self._end = self._begin
+        self.last_batch = self._batch_before
 
     @property
     def raw(self) -> memoryview:
         """The bytes of the batch that `next_batch` returned last."""
         return memoryview(self._data)[self._begin : self._end]
-
-    @property
-    def last_batch(self) -> tuple[int, bytes] | None:
-        """An offset of that batch, and its first bytes: no other begins with them.
-
-        They hold that offset, the length, the leader's epoch and the checksum.
-        """
-        raw = bytes(self.raw[:IDENTITY_BYTES])
-        return (int.from_bytes(raw[: LENGTH.size - 4]), raw) if raw else None
 
 
 def _records_of(batch: Any) -> list[Record]:
@@ -552,7 +553,7 @@ fetcher.MemoryRecords = FetchedRecords
 
 
 class _Group(NamedTuple):
-    """Records that were unpacked at once, and how many bytes they had."""
+    """Records that were unpacked at once, and how many bytes they count."""
 
     records: list[Record]
     size: int
@@ -762,12 +763,13 @@ class _Reader:
             return None
         buffer, at, count = self._buffer, self._at, 0
         limit = min(MOST_BYTES_IN_A_GROUP, self._max_record_bytes)
-        while count < min(most, MOST_IN_A_GROUP) and len(buffer) - at >= 5:
+        end = min(len(buffer), at + HARMLESS_BYTES)
+        while count < min(most, MOST_IN_A_GROUP) and end - at >= 5:
             try:
                 length, size = self._number(at)
             except UnreadableError:
                 break
-            if not 0 <= length <= limit or len(buffer) - at < size + length:
+            if not 0 <= length <= limit or end - at < size + length:
                 break
             at += size + length
             count += 1
@@ -786,7 +788,8 @@ class _Reader:
             # Not to look at the same ones again and again.
             self._has_groups = False
             return None
-        group = _Group(records, at - self._at)
+        headers = sum(len(record.headers) for record in records)
+        group = _Group(records, at - self._at + HEADER_BYTES * headers)
         self._at = at
         return group
 

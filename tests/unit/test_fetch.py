@@ -24,6 +24,7 @@ from heartbeat_app.lane.fetch import (
     IDLE_MS,
     LEAST_LINGER_MS,
     LINGER_BYTES,
+    LOOKS,
     MAX_CHUNK_BYTES,
     MAX_FETCH_BYTES,
     MOST_LINGER_MS,
@@ -46,6 +47,7 @@ class Reader:
         self.thread: Any = LaneThread.__new__(LaneThread)
         self.thread.lane = self.lane
         self.thread._sought = {}
+        self.thread._slow_fetch_bytes = {}
         self.subscriptions = SubscriptionState()
         self.subscriptions.subscribe({AIO.topic})
         self.fetcher = SimpleNamespace(
@@ -71,16 +73,18 @@ class Reader:
     async def seek(self, offset: int, *, end: int = 1_000) -> None:
         await self.thread.lane_seek({BEATS: Start("id", offset, end)})
 
-    def fetched(self, first: int, count: int) -> None:
-        """A fetch at the partition's position has come in."""
-        builder: Any = DefaultRecordBatchBuilder(
-            magic=2, compression_type=0, is_transactional=0, producer_id=-1,
-            producer_epoch=-1, base_sequence=0, batch_size=100_000,
-        )  # fmt: skip
-        for offset in range(count):
-            builder.append(offset, 0, None, b"value", [])
-        data = bytearray(builder.build())
-        data[0:8] = first.to_bytes(8, "big")
+    def fetched(self, first: int, *counts: int) -> None:
+        """A fetch at the partition's position has come in, of so many batches."""
+        data = bytearray()
+        for count in counts:
+            builder: Any = DefaultRecordBatchBuilder(
+                magic=2, compression_type=0, is_transactional=0, producer_id=-1,
+                producer_epoch=-1, base_sequence=0, batch_size=100_000,
+            )  # fmt: skip
+            for offset in range(count):
+                builder.append(offset, 0, None, b"value", [])
+            data += first.to_bytes(8, "big") + builder.build()[8:]
+            first += count
         records = PartitionRecords(
             AIO, FetchedRecords(bytes(data)), [], self.state.position, None, None,
             False, READ_COMMITTED,
@@ -167,10 +171,28 @@ async def test_a_log_that_begins_later_has_lost_records(reader: Reader) -> None:
 
 async def test_a_log_that_ends_earlier_is_truncated(reader: Reader) -> None:
     await reader.seek(100)
+    reader.fetched(100, 5)
+    reader.take()
     reader.out_of_range(0)
     reader.fetched(0, 5)
     assert reader.take() is None
     assert reader.lane.partitions[BEATS].truncated
+
+
+async def test_a_log_of_which_nothing_was_read_is_looked_at_some_times(
+    reader: Reader,
+) -> None:
+    """There is nothing yet to tell whether it was a broker's mistake."""
+    await reader.seek(100)
+    partition = reader.lane.partitions[BEATS]
+    for look in range(LOOKS):
+        assert not partition.truncated
+        assert reader.state.position == 100
+        reader.out_of_range(0)
+        reader.fetched(0, 5)
+        assert reader.take() is None
+        assert partition.looks == look + 1
+    assert partition.truncated
 
 
 async def test_a_log_that_has_all_again_is_read_on(
@@ -203,6 +225,43 @@ async def test_a_log_that_has_all_again_is_read_on(
     chunk = reader.take()
     assert chunk is not None
     assert (chunk.asked, chunk.position, chunk.missing) == (105, 110, 0)
+
+
+async def test_a_log_that_begins_behind_what_was_read_meanwhile_is_read_on(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka deletes the last batch that was read while it is looked for."""
+    monkeypatch.setattr(fetch, "LOOK_AGAIN_SECONDS", 0.0)
+    await reader.seek(100)
+    reader.fetched(100, 5)
+    reader.take()
+    reader.out_of_range(0)
+    reader.fetched(0, 5)
+    reader.take()
+    reader.out_of_range(110)
+    reader.fetched(110, 5)
+    reader.lane.ids_are_right(time.monotonic())
+    assert reader.thread._take_chunks(reader.fetcher, {BEATS}) == {}
+    [[[chunk]]] = reader.thread._take_chunks(reader.fetcher, {BEATS}).values()
+    assert (chunk.asked, chunk.position, chunk.missing) == (105, 115, 5)
+
+
+async def test_a_damaged_batch_is_not_the_last_that_was_read(reader: Reader) -> None:
+    """What comes before it was, and only that tells what the log has lost."""
+    await reader.seek(100)
+    reader.fetched(100, 5, 5)
+    result = reader.fetcher._records[AIO]._partition_records
+    data = bytearray(result._records._data)
+    second = len(data) // 2
+    data[second + 17] ^= 0xFF  # its checksum
+    result._records = FetchedRecords(bytes(data))
+    result._check_crcs = True
+    chunk = reader.take()
+    assert chunk is not None
+    assert chunk.position == 105
+    partition = reader.lane.partitions[BEATS]
+    assert partition.damage
+    assert partition.last_batch == (100, bytes(data[:21]))
 
 
 async def test_what_a_seek_overtook_is_dropped(reader: Reader) -> None:
@@ -373,12 +432,18 @@ async def test_on_a_slow_line_less_is_asked_for_at_once(reader: Reader) -> None:
         raise RequestTimedOutError
 
     async def comes(*args: Any) -> Any:
-        return SimpleNamespace(topics=[])
+        return SimpleNamespace(topics=[("others", [(0, 0, 5, 5, [], b"records")])])
+
+    async def comes_empty(*args: Any) -> Any:
+        return SimpleNamespace(topics=[("others", [(0, 0, 5, 5, [], b"")])])
 
     assert asked_for() == MAX_FETCH_BYTES
     for _ in range(9):
         with suppress(RequestTimedOutError):
             await reader.thread._send(times_out, 1, request)
+    assert asked_for() == SLOW_FETCH_BYTES
+    await reader.thread._send(comes_empty, 1, request)
+    await reader.thread._send(comes, 2, request)
     assert asked_for() == SLOW_FETCH_BYTES
     await reader.thread._send(comes, 1, request)
     assert asked_for() == 2 * SLOW_FETCH_BYTES
