@@ -17,6 +17,7 @@ import resource
 import socket
 from collections.abc import Callable
 from enum import IntEnum
+from http import HTTPStatus
 from typing import Any, cast
 
 from aiohttp import web
@@ -28,6 +29,8 @@ from heartbeat_app.access import OPEN, Seldom
 
 # 500 viewers of the live page, also through one proxy, and what else is asked.
 MOST = 640
+# So many that are idle keep their places before pages that are being made.
+MOST_SPARED = 16
 # Files that the worker needs for Kafka, PostgreSQL and itself, and those of connections
 # that are accepted before others are closed.
 OWN_FILES = 256
@@ -39,7 +42,7 @@ IDLE_SECONDS = 10.0
 # An answer that is not taken by then is given up.
 TAKE_SECONDS = 60.0
 # Headers, with a body or further requests that come along, until a page begins.
-MOST_BYTES = 64 * 1024
+MOST_BYTES = 32 * 1024
 # A stop waits so long for pages that are being made, and again for them to be broken
 # off; the whole worker has 8 s.
 STOP_SECONDS = 2.0
@@ -113,8 +116,8 @@ class Connections:
     ) -> web.StreamResponse:
         """Tell the connection when a page begins, and when it is made."""
         guard = self._by_protocol.get(request.protocol)
-        if guard is None:  # closed meanwhile
-            return await handler(request)
+        if guard is None:
+            return _unmade(request)
         # One whose body is not here yet is no further than one with half a head.
         guard.begin(Use.PAGE if request.content.is_eof() else Use.NOTHING)
         try:
@@ -123,6 +126,8 @@ class Connections:
                 # hundreds at once hold up neither a health check nor the beats.
                 async with self._turn:
                     await asyncio.sleep(0)
+                if request.protocol not in self._by_protocol:
+                    return _unmade(request)
             return await handler(request)
         finally:
             guard.begin(Use.NOTHING)
@@ -136,10 +141,20 @@ class Connections:
         return sum(map(len, self._guards.get(address, ())))
 
     def _close_one_of(self, address: str) -> None:
-        for guards in self._guards[address]:
+        by_use = self._guards[address]
+        # The newest ones that nothing came from yet: a health check may be among them.
+        spared = min(self._most_of_one // 32, MOST_SPARED)
+        idle = by_use[Use.NOTHING] if len(by_use[Use.NOTHING]) > spared else {}
+        for guards in (idle, *by_use[Use.PAGE :], by_use[Use.NOTHING]):
             if guards:
                 next(iter(guards)).abort()
                 return
+
+
+def _unmade(request: web.Request) -> web.Response:
+    """Make no page for a connection that was closed: what it asked for may be much."""
+    request.protocol.force_close()
+    return web.Response(status=HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 CONNECTIONS = web.AppKey("connections", Connections)

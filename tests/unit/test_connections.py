@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 
 from heartbeat_app import connections
 from heartbeat_app.access import Access, Seldom
@@ -39,6 +40,7 @@ class Served:
     bodies: list[bytes]
     waiting: asyncio.Event
     lines: list[Line]
+    counted: int = 0
 
     async def open(self, sent: bytes = b"", address: str = "127.0.0.1") -> Line:
         """A connection from an address of this machine, with what it sends first."""
@@ -99,6 +101,10 @@ async def serve() -> AsyncIterator[Serve]:
             await served.waiting.wait()
             return response
 
+        async def counted(request: web.Request) -> web.Response:
+            served.counted += 1
+            return web.Response()
+
         async def slow(request: web.Request) -> web.Response:
             await served.waiting.wait()
             return web.Response(text="at last")
@@ -106,6 +112,7 @@ async def serve() -> AsyncIterator[Serve]:
         app.router.add_get("/health/live", live)
         app.router.add_post("/health/live", live)
         app.router.add_get("/big", big)
+        app.router.add_get("/counted", counted)
         app.router.add_post("/reading", reading)
         app.router.add_get("/stream", stream)
         app.router.add_get("/slow", slow)
@@ -251,6 +258,42 @@ async def test_who_is_idle_makes_room_before_a_page_and_a_page_before_a_stream(
         await page.readexactly(1)
     served.waiting.set()
     assert await stream.read() is not None
+
+
+async def test_for_a_connection_that_was_closed_no_page_is_made(serve: Serve) -> None:
+    """Thousands of requests may come before it is closed; each page takes a while."""
+    served = await serve(most=4, most_of_one=4)
+    asked = b"GET /counted HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with served.connections._turn:  # a page that is being made
+        for _ in range(4):
+            await served.open(asked)
+        await until(lambda: len(served.connections) == 4)
+        for guard in list(served.connections._by_protocol.values()):
+            guard.abort()
+    assert await served.is_alive()
+    assert served.counted == 0
+    request = make_mocked_request("GET", "/counted")
+
+    async def page(request: web.Request) -> web.Response:
+        raise AssertionError("it was made")
+
+    answer = await served.connections.middleware(request, page)
+    assert answer.status == 503
+
+
+async def test_a_health_check_has_a_place_beside_pages(serve: Serve) -> None:
+    """Where all others are in use, it would be the only one that is idle."""
+    served = await serve(most=64, most_of_one=64)
+    asked = b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    for _ in range(64):
+        await served.open(asked)
+    reader, writer = await served.open()
+    for _ in range(2):
+        await served.open()
+    writer.write(CLOSING)
+    async with asyncio.timeout(5):
+        assert b"alive" in await reader.read()
+    served.waiting.set()
 
 
 async def test_a_connection_is_kept_for_further_requests(serve: Serve) -> None:
