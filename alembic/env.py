@@ -28,12 +28,12 @@ from sqlalchemy import Connection, pool
 
 from heartbeat_app.config import load_settings
 from heartbeat_app.exceptions import HeartbeatError
-from heartbeat_app.storage import comments
-from heartbeat_app.storage.engine import database_url, make_migration_engine
-from heartbeat_app.storage.migrating import explained, heed_signals, take_turn
-from heartbeat_app.storage.retention import Kept
-from heartbeat_app.storage.roles import ensure_roles, forget_roles
-from heartbeat_app.storage.tables import metadata
+from heartbeat_app.storage.days.retention import Kept
+from heartbeat_app.storage.db import comments
+from heartbeat_app.storage.db.engine import database_url, make_migration_engine
+from heartbeat_app.storage.db.migrating import explained, heed_signals, take_turn
+from heartbeat_app.storage.db.roles import ensure_roles, forget_roles
+from heartbeat_app.storage.db.tables import metadata
 
 if context.config.config_file_name is not None:
     fileConfig(context.config.config_file_name, disable_existing_loggers=False)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
-from heartbeat_app.models import Heartbeat, encode
+from heartbeat_app.domain.models import Heartbeat, encode
 
 DAY = date(2026, 1, 1)
 DAY_BEGIN = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC)

@@ -27,9 +27,9 @@ from sqlalchemy import Connection, Engine, text
 
 from bench.fill import NOBODY, own_server
 from heartbeat_app.config import load_settings
-from heartbeat_app.storage import customers, history, reads
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.roles import READER_SETTINGS
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.db.roles import READER_SETTINGS
+from heartbeat_app.storage.read import customers, history, reads
 from tests.deploy import dashboards
 from tests.deploy.dashboards import FIRST_QUERY, SPANS
 from tests.deploy.grafana_macros import View, expand

@@ -29,17 +29,17 @@ from typing import Any
 import click
 from sqlalchemy import Engine, text
 
-from heartbeat_app.batches import Batch
 from heartbeat_app.config import load_settings
+from heartbeat_app.domain.batches import Batch
+from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.embedded.postgres import PostgresServer
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import ingest, rollup
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.days import ensure_days
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.marks import day_span, mark_spans
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.days.days import ensure_days
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.rollup import ingest, rollup
+from heartbeat_app.storage.rollup.marks import day_span, mark_spans
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer
 from tests.servers import alembic, free_port
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)

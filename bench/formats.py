@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from heartbeat_app.models import Heartbeat, encode
+from heartbeat_app.domain.models import Heartbeat, encode
 
 
 class Format(enum.Enum):

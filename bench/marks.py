@@ -19,10 +19,10 @@ import click
 import msgspec
 
 from bench.fill import make_batches, own_server
-from heartbeat_app.storage import marks
-from heartbeat_app.storage.marks import touched
-from heartbeat_app.storage.prepared import Bound
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.db.prepared import Bound
+from heartbeat_app.storage.rollup import marks
+from heartbeat_app.storage.rollup.marks import touched
+from heartbeat_app.storage.write.writer import Writer
 
 BEGIN = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BATCH = 16_000

@@ -17,8 +17,8 @@ from bench.beats import COPY, WHOLE_DAY, Window, copy_line
 from bench.contender import Contender, Task
 from bench.process import Usage
 from bench.stage import Stage
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage.copy import COPY_BLOCK
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.storage.db.copy import COPY_BLOCK
 
 # How often the database is asked whether the first row was written: the error of the
 # begin. Once it was, it is asked rarely, since that takes time of the machine.

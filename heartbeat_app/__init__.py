@@ -9,7 +9,7 @@ from typing import Any
 
 def __getattr__(name: str) -> Any:
     if name == "app":
-        from heartbeat_app.application import app
+        from heartbeat_app.worker.application import app
 
         return app
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,12 +26,12 @@ def _run() -> None:
 
     from heartbeat_app.config import load_settings
     from heartbeat_app.exceptions import HeartbeatError, printable
-    from heartbeat_app.output import explained
+    from heartbeat_app.terminal.output import explained
 
     try:
         # Faust reads WEB_PORT by itself as it is imported, and fails where it is none.
         load_settings(database=False)
-        from heartbeat_app.application import app
+        from heartbeat_app.worker.application import app
 
         app.on_worker_init.connect(_collect_garbage)
         with explained():

@@ -50,8 +50,8 @@ ROLLED_UP_WITHIN = 60.0
 # What a worker does at its next pass, and goes on with while there is more.
 ROLL_UP = """
 from heartbeat_app.config import load_settings
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.rollup import Job
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.rollup.rollup import Job
 
 job = Job(make_engine(load_settings(), application_name="heartbeat_app maintenance"))
 while not job.run_pass():

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Engine, text
 
-from heartbeat_app.batches import Batch, decode_records
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.writer import Writer, Written
-from heartbeat_app.validation import Rules
+from heartbeat_app.domain.batches import Batch, decode_records
+from heartbeat_app.domain.validation import Rules
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer, Written
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RULES = Rules.at(NOW, max_future_seconds=300, retention_days=None)

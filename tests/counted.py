@@ -6,15 +6,15 @@ from datetime import UTC, datetime, timedelta
 
 from faust.types import TP
 
+from heartbeat_app.domain.validation import Reason
 from heartbeat_app.exceptions import LedgerWentBackError
-from heartbeat_app.metrics import Metrics
-from heartbeat_app.policy import faults
-from heartbeat_app.storage.ingest import Delays
-from heartbeat_app.storage.rollup import Backlog
-from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
-from heartbeat_app.storage.writer import Written
-from heartbeat_app.validation import Reason
-from heartbeat_app.watchdog import Health, Lag
+from heartbeat_app.kafka.policy import faults
+from heartbeat_app.storage.db.tables import DELAY_BOUNDS_SECONDS
+from heartbeat_app.storage.rollup.ingest import Delays
+from heartbeat_app.storage.rollup.rollup import Backlog
+from heartbeat_app.storage.write.writer import Written
+from heartbeat_app.worker.metrics import Metrics
+from heartbeat_app.worker.watchdog import Health, Lag
 
 HEALTH = Health((), 7, {TP("beats", 0): Lag(7, 1.5)})
 BACKLOG = Backlog(12, datetime.now(UTC) - timedelta(seconds=90))

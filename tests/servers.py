@@ -193,7 +193,7 @@ class Servers:
 
 def engine_of(settings: Settings, **options: Any) -> Engine:
     """The owner's plain engine, without the application's rights and limits."""
-    from heartbeat_app.storage.engine import database_url
+    from heartbeat_app.storage.db.engine import database_url
 
     return create_engine(database_url(settings.owner), pool_size=2, **options)
 

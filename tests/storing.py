@@ -13,10 +13,10 @@ import psycopg2
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.batches import Batch, Refused
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage.writer import Writer, Written
-from heartbeat_app.validation import Reason, Refusal
+from heartbeat_app.domain.batches import Batch, Refused
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import Reason, Refusal
+from heartbeat_app.storage.write.writer import Writer, Written
 from tests.servers import wait_until
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)

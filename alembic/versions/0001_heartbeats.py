@@ -14,7 +14,7 @@ depends_on = None
 
 TABLES = ("heartbeats", "partition_ledger", "dead_letters", "ingest_minute")
 
-# The bounds are those of heartbeat_app.storage.tables.DELAY_BOUNDS_SECONDS.
+# The bounds are those of heartbeat_app.storage.db.tables.DELAY_BOUNDS_SECONDS.
 # Linear between a bucket's bounds; what lies beyond the last bound is given as it.
 DELAY_QUANTILE = """
 CREATE FUNCTION delay_quantile(histogram BIGINT[], q DOUBLE PRECISION)
@@ -107,7 +107,7 @@ $$
 
 
 def upgrade() -> None:
-    """Make everything; who may use it, heartbeat_app.storage.roles says."""
+    """Make everything; who may use it, heartbeat_app.storage.db.roles says."""
     if not context.is_offline_mode():
         require_utf8(op.get_bind())
     instant = sa.DateTime(timezone=True)

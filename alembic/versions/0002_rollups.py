@@ -510,7 +510,7 @@ FUNCTIONS = (
     DROP_DEAD_LETTERS,
 )
 
-# heartbeat_app.storage.roles says who may call them.
+# heartbeat_app.storage.db.roles says who may call them.
 REVOKE_FUNCTIONS = """
 REVOKE EXECUTE ON FUNCTION
     make_rollup_month(DATE), roll_up_minutes(TIMESTAMPTZ, TIMESTAMPTZ),

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the table; who may read it, heartbeat_app.storage.roles says."""
+    """Make the table; who may read it, heartbeat_app.storage.db.roles says."""
     instant = sa.DateTime(timezone=True)
 
     def count(name: str) -> sa.Column[int]:

@@ -26,8 +26,8 @@ NO_LOCK_TIMEOUT = "SET LOCAL lock_timeout = DEFAULT"
 
 # Buckets by place, counted from 1: 1 to 13 as ever; 14 to 18 hold what was counted
 # before this migration, or by a worker of a version before; 19 and more are finer.
-# heartbeat_app.storage.tables.DELAY_BOUNDS_SECONDS are the bounds of what is written.
-# They stand in the order of their upper bounds.
+# DELAY_BOUNDS_SECONDS in heartbeat_app.storage.db.tables are the bounds of what is
+# written. They stand in the order of their upper bounds.
 #
 # Between the bounds of a bucket it is a guess, linear; at both ends the shortest and
 # the longest delay are bounds, where they are known and lie in the bucket. Of what lies

@@ -50,8 +50,8 @@ TRY_LOCKS = (
     ("pg_try_advisory_xact_lock(x''696e6765''::INTEGER)", "ingest"),
 )
 
-# A day more than heartbeat_app.storage.days.ALWAYS, since clocks differ. MAX_DAYS is
-# that module's, and the future no longer than MAX_FUTURE_SECONDS can be.
+# A day more than ALWAYS in heartbeat_app.storage.days.days, since clocks differ.
+# MAX_DAYS is that module's, and the future no longer than MAX_FUTURE_SECONDS can be.
 # The rest is as in 0001.
 MAKE_DAY = """
 CREATE OR REPLACE FUNCTION make_day(day DATE) RETURNS BOOLEAN

@@ -16,7 +16,7 @@ from bench.judge import Spread, percentile
 from bench.measures.setting import Setting
 from bench.pictures import Bar, bars
 from bench.run import RunFailedError
-from heartbeat_app.models import Heartbeat
+from heartbeat_app.domain.models import Heartbeat
 from tests.servers import Topic
 
 OURS = "ours"

@@ -31,7 +31,7 @@ from bench.run import (
     run,
     summary,
 )
-from heartbeat_app.models import Heartbeat
+from heartbeat_app.domain.models import Heartbeat
 
 OURS = "ours"
 

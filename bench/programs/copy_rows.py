@@ -12,8 +12,8 @@ from itertools import islice
 import psycopg2
 
 from bench.beats import COPY, Window, copy_line, make_beats
-from heartbeat_app.storage.beats import COPY_BEATS
-from heartbeat_app.storage.copy import COPY_BLOCK, beats_rows
+from heartbeat_app.storage.db.copy import COPY_BLOCK, beats_rows
+from heartbeat_app.storage.write.beats import COPY_BEATS
 
 
 def main() -> None:

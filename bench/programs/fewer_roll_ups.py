@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from heartbeat_app.__main__ import main
-from heartbeat_app.storage import marks, rollup
+from heartbeat_app.storage.rollup import marks, rollup
 
 
 def leave_out(which: str) -> None:

@@ -9,11 +9,11 @@ from confluent_kafka import KafkaException
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from heartbeat_app.audit import Audit, audit
+from heartbeat_app.audit.findings import Audit, audit
 from heartbeat_app.config import Settings
-from heartbeat_app.kafka import Admin, TopicLog
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.reads import Recent, read_recent
+from heartbeat_app.kafka.client import Admin, TopicLog
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.read.reads import Recent, read_recent
 
 _LOOK_SECONDS = 0.5
 

@@ -32,8 +32,8 @@ from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
 from heartbeat_app.embedded.processes import run_to_end
 from heartbeat_app.env_file import read_env_file
 from heartbeat_app.exceptions import EmbeddedServerError, HeartbeatError
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.topics import ensure_topic
+from heartbeat_app.kafka.topics import ensure_topic
+from heartbeat_app.storage.db.engine import make_engine
 
 DATA_FOLDER = ".heartbeat"
 

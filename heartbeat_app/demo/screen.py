@@ -22,7 +22,7 @@ from rich.text import Text
 
 from heartbeat_app.demo.figures import Figures
 from heartbeat_app.exceptions import CommandError, printable
-from heartbeat_app.output import written
+from heartbeat_app.terminal.output import written
 
 LINE_SECONDS = 2.0
 """Never silent for longer than 3 s."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from heartbeat_app.storage.live import SLOT_SECONDS, SLOTS, Heard
+from heartbeat_app.storage.read.live import SLOT_SECONDS, SLOTS, Heard
 
 
 class Customer:

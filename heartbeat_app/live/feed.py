@@ -12,11 +12,11 @@ from mode import Service
 from mode.utils.locks import Event
 from sqlalchemy.exc import SQLAlchemyError
 
-from heartbeat_app.kafka import TopicLog
+from heartbeat_app.kafka.client import TopicLog
 from heartbeat_app.live.board import Board
-from heartbeat_app.storage import errors
-from heartbeat_app.storage.live import LiveReader, Look
-from heartbeat_app.storage.questions import Questions
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.read.live import LiveReader, Look
+from heartbeat_app.storage.read.questions import Questions
 
 LOOK_SECONDS = 1.0
 # Whoever comes is told at once, but many who come together cost one look.

@@ -17,23 +17,24 @@ from aiohttp.typedefs import Handler
 from faust.web import Request, Response, View
 from sqlalchemy.exc import SQLAlchemyError
 
-from heartbeat_app.access import requires_token
-from heartbeat_app.application import app
-from heartbeat_app.connections import Web
 from heartbeat_app.exceptions import (
     TooManyBeatsError,
     TooManyQuestionsError,
     TooSlowError,
 )
-from heartbeat_app.storage import customers, errors, history, reads
-from heartbeat_app.storage.questions import ANSWER_SECONDS
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.read import customers, history, reads
+from heartbeat_app.storage.read.questions import ANSWER_SECONDS
+from heartbeat_app.web.access import requires_token
 from heartbeat_app.web.answers import Answer, Found, encode, problem
+from heartbeat_app.web.connections import Web
 from heartbeat_app.web.parameters import (
     BadParameterError,
     Parameters,
     check_encoding,
     customer_id,
 )
+from heartbeat_app.worker.application import app
 
 # SQLSTATEs of a statement that took longer than it may.
 TOO_SLOW = {"57014", errors.LOCK_NOT_AVAILABLE}

@@ -10,13 +10,13 @@ from aiohttp import web
 from faust.web import Request, Response, View
 from sqlalchemy.exc import SQLAlchemyError
 
-from heartbeat_app.access import requires_token
-from heartbeat_app.application import app
+from heartbeat_app.domain.models import MAX_CUSTOMER_ID_LENGTH, why_no_customer_id
 from heartbeat_app.exceptions import TooManyQuestionsError
-from heartbeat_app.models import MAX_CUSTOMER_ID_LENGTH, why_no_customer_id
-from heartbeat_app.storage.live import HOUR, HOUR_STEP_SECONDS, read_last_hour
+from heartbeat_app.storage.read.live import HOUR, HOUR_STEP_SECONDS, read_last_hour
+from heartbeat_app.web.access import requires_token
 from heartbeat_app.web.parameters import BadParameterError, check_encoding
 from heartbeat_app.web.stream import send
+from heartbeat_app.worker.application import app
 
 STATIC = Path(__file__).parent / "static" / "live"
 # Then the browser comes again and is asked for its login, which may have ended.

@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from heartbeat_app.models import why_no_customer_id
-from heartbeat_app.storage.history import MAX_POINTS, RAW, STEPS, longest_span
+from heartbeat_app.domain.models import why_no_customer_id
+from heartbeat_app.storage.read.history import MAX_POINTS, RAW, STEPS, longest_span
 
 EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 LATEST = datetime.max.replace(tzinfo=UTC)

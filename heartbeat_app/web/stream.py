@@ -7,7 +7,7 @@ import socket
 
 from aiohttp import web
 
-from heartbeat_app.connections import CONNECTIONS
+from heartbeat_app.web.connections import CONNECTIONS
 
 # A viewer that takes nothing for so long is gone. A stop, which waits for it, has 8 s.
 WRITE_SECONDS = 5.0

@@ -10,11 +10,11 @@ from faust.web import Request, Response, View
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from heartbeat_app.application import app
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.dead_letters import count_by_reason
-from heartbeat_app.storage.questions import read
-from heartbeat_app.storage.reads import read_recent
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.read.questions import read
+from heartbeat_app.storage.read.reads import read_recent
+from heartbeat_app.storage.write.dead_letters import count_by_reason
+from heartbeat_app.worker.application import app
 
 # A page answers within a second, also while the database is slow.
 ANSWER_SECONDS = 0.5

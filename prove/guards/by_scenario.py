@@ -98,7 +98,7 @@ BY_SCENARIO = (
         "all that was sent is read",
         (
             Patch(
-                "heartbeat_app/kafka.py",
+                "heartbeat_app/kafka/client.py",
                 "            if topic_id == _NO_ID:\n",
                 "            if True:\n",
             ),
@@ -150,7 +150,7 @@ BY_SCENARIO = (
         "all that was sent is read",
         (
             Patch(
-                "heartbeat_app/storage/copy.py",
+                "heartbeat_app/storage/db/copy.py",
                 "_length(len(name)) + name",
                 "_length(len(customer_id)) + name",
             ),
@@ -176,7 +176,7 @@ BY_SCENARIO = (
         "beats are lost",
         (
             Patch(
-                "heartbeat_app/storage/beats.py",
+                "heartbeat_app/storage/write/beats.py",
                 'ON CONFLICT (customer_id, "timestamp") DO NOTHING',
                 "ON CONFLICT DO NOTHING",
             ),
@@ -233,7 +233,7 @@ BY_SCENARIO = (
                 "            if False:\n",
             ),
             Patch(
-                "heartbeat_app/storage/engine.py",
+                "heartbeat_app/storage/db/engine.py",
                 '    event.listen(engine, "checkout", sessions.require_writable)\n',
                 "",
             ),
@@ -299,7 +299,7 @@ BY_SCENARIO = (
         "it was not noticed",
         (
             Patch(
-                "heartbeat_app/watchdog.py",
+                "heartbeat_app/worker/watchdog.py",
                 "            await self.app.crash(StandstillError(stalled))\n",
                 "            pass\n",
             ),
@@ -312,7 +312,7 @@ BY_SCENARIO = (
         "it was not noticed",
         (
             Patch(
-                "heartbeat_app/watchdog.py",
+                "heartbeat_app/worker/watchdog.py",
                 "            faulthandler.dump_traceback_later("
                 "STANDSTILL_SECONDS, exit=True, file=2)\n",
                 "            pass\n",
@@ -354,7 +354,7 @@ BY_SCENARIO = (
         "days were made",
         (
             Patch(
-                "heartbeat_app/storage/days.py",
+                "heartbeat_app/storage/days/days.py",
                 "MAX_DAYS = 2_500",
                 "MAX_DAYS = 1_000_000",
             ),
@@ -380,7 +380,7 @@ BY_SCENARIO = (
         "rows were never sent",
         (
             Patch(
-                "heartbeat_app/storage/erase.py",
+                "heartbeat_app/storage/operator/erase.py",
                 "LOCK TABLE erased_customers IN ACCESS EXCLUSIVE MODE",
                 "LOCK TABLE erased_customers IN SHARE ROW EXCLUSIVE MODE",
             ),

@@ -49,7 +49,7 @@ BY_TEST = (
         "is not <",
         (
             Patch(
-                "heartbeat_app/kafka.py",
+                "heartbeat_app/kafka/client.py",
                 "                self._client = AdminClient(self._config)\n"
                 "            raise\n",
                 "            raise\n",
@@ -63,7 +63,7 @@ BY_TEST = (
         "RecursionError",
         (
             Patch(
-                "heartbeat_app/validation.py",
+                "heartbeat_app/domain/validation.py",
                 "    except RecursionError:",
                 "    except ZeroDivisionError:",
             ),
@@ -97,7 +97,7 @@ BY_TEST = (
         "assert 3145",
         (
             Patch(
-                "heartbeat_app/storage/dead_letters.py",
+                "heartbeat_app/storage/write/dead_letters.py",
                 "        if size >= MAX_STATEMENT_BYTES:\n",
                 "        if False:\n",
             ),
@@ -227,7 +227,7 @@ BY_TEST = (
         "DID NOT RAISE",
         (
             Patch(
-                "heartbeat_app/storage/transactions.py",
+                "heartbeat_app/storage/db/transactions.py",
                 "if status() == TRANSACTION_STATUS_INERROR:",
                 "if False:",
             ),
@@ -241,7 +241,7 @@ BY_TEST = (
         "DID NOT RAISE",
         (
             Patch(
-                "heartbeat_app/storage/transactions.py",
+                "heartbeat_app/storage/db/transactions.py",
                 "if status() != TRANSACTION_STATUS_IDLE:  # open, or lost",
                 "if status() == 2:  # TRANSACTION_STATUS_INTRANS",
             ),
@@ -255,7 +255,7 @@ BY_TEST = (
         "assert",
         (
             Patch(
-                "heartbeat_app/storage/transactions.py",
+                "heartbeat_app/storage/db/transactions.py",
                 "                    run(connection, [ROLLBACK])\n",
                 "                    pass\n",
             ),
@@ -269,7 +269,7 @@ BY_TEST = (
         "serializable",
         (
             Patch(
-                "heartbeat_app/storage/sessions.py",
+                "heartbeat_app/storage/db/sessions.py",
                 '    "default_transaction_isolation": "read committed",\n',
                 "",
             ),
@@ -283,7 +283,7 @@ BY_TEST = (
         "assert",
         (
             Patch(
-                "heartbeat_app/storage/opening.py",
+                "heartbeat_app/storage/write/opening.py",
                 "            HOLD_OFF_ERASURES,\n",
                 "",
             ),
@@ -339,7 +339,7 @@ BY_TEST = (
         "ledger_balances",
         (
             Patch(
-                "heartbeat_app/storage/ledger.py",
+                "heartbeat_app/storage/write/ledger.py",
                 'if counts["consumed"] != sorted_out or min(counts.values()) < 0:',
                 "if False:",
             ),
@@ -415,7 +415,7 @@ BY_TEST = (
         "assert",
         (
             Patch(
-                "heartbeat_app/storage/erase.py",
+                "heartbeat_app/storage/operator/erase.py",
                 "                .where(dropped_days.c.day == day)\n"
                 "                .with_for_update()\n",
                 "                .where(dropped_days.c.day == day)\n",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from prove.guards.guard import Patch
 
-WRITER = "heartbeat_app/storage/writer.py"
+WRITER = "heartbeat_app/storage/write/writer.py"
 AGENT = "heartbeat_app/lane/agent.py"
 FETCH = "heartbeat_app/lane/fetch.py"
-ENGINE = "heartbeat_app/storage/engine.py"
+ENGINE = "heartbeat_app/storage/db/engine.py"
 # A worker that was frozen forgets its batches as soon as it hears of the rebalance;
 # what holds when it does not hear of it in time is seen without that.
 FORGET = Patch(

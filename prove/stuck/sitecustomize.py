@@ -32,7 +32,7 @@ def _agent_waits(app: Any) -> None:
     async def never(*arguments: Any) -> None:
         await asyncio.sleep(_FOR_EVER)
 
-    module: Any = sys.modules["heartbeat_app.agents"]
+    module: Any = sys.modules["heartbeat_app.worker.agents"]
     module.asyncio = SimpleNamespace(**{**vars(asyncio), "shield": never})
 
 
@@ -62,7 +62,7 @@ def _writers_block(app: Any) -> None:
 
 def _transaction_hangs(app: Any) -> None:
     """A thread that writes hangs inside its transaction, the ledger's row locked."""
-    module: Any = sys.modules["heartbeat_app.storage.writer"]
+    module: Any = sys.modules["heartbeat_app.storage.write.writer"]
     module.insert_dead_letters = lambda *arguments: time.sleep(_FOR_EVER)
 
 
@@ -104,7 +104,7 @@ def _wait() -> None:
         time.sleep(0.1)
     part = _file.read_text()
     _file.unlink()
-    from heartbeat_app.application import app
+    from heartbeat_app.worker.application import app
 
     _PARTS[part](app)
 

@@ -15,8 +15,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from heartbeat_app.config import Settings
-from heartbeat_app.kafka import Admin
-from heartbeat_app.storage.rollup import Job
+from heartbeat_app.kafka.client import Admin
+from heartbeat_app.storage.rollup.rollup import Job
 from tests.booked import Shelf, execute, record
 from tests.servers import PROJECT, Topic, free_port, run, wait_until
 from tests.typed import FAUST, HEARTBEAT_APP, typed
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.acceptance
 PRINT_HELP = """
 import json
 import click
-from heartbeat_app.application import app
-import heartbeat_app.commands
+from heartbeat_app.worker.application import app
+import heartbeat_app.cli.commands
 from faust.cli.faust import cli
 
 width = {"terminal_width": 80, "max_content_width": 80}
@@ -38,7 +38,7 @@ def helps(context):
     yield context.command_path, context.get_help()
     for name in getattr(context.command, "commands", ()):
         command = context.command.get_command(context, name)
-        if command.callback.__module__ == "heartbeat_app.commands":
+        if command.callback.__module__ == "heartbeat_app.cli.commands":
             yield from helps(click.Context(command, context, name, **width))
 
 print(json.dumps(dict(helps(click.Context(cli, None, "heartbeat_app", **width)))))

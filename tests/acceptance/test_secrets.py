@@ -36,9 +36,9 @@ PAGES = (
 
 # What somebody who hunts a fault prints.
 EVERYTHING = """
-import heartbeat_app.commands
-from heartbeat_app.application import app
-from heartbeat_app.kafka import Admin
+import heartbeat_app.cli.commands
+from heartbeat_app.worker.application import app
+from heartbeat_app.kafka.client import Admin
 things = [
     app, app.settings, app.settings.owner, app.conf, app.conf.broker_credentials,
     app.writer, app.reads, app.reads.url, app.admin, app.web, app.transport,

@@ -19,8 +19,8 @@ from aiokafka.partitioner import DefaultPartitioner
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from sqlalchemy import Engine, text
 
-from heartbeat_app import models
-from heartbeat_app.models import Heartbeat
+from heartbeat_app.domain import models
+from heartbeat_app.domain.models import Heartbeat
 from tests.servers import (
     PROJECT,
     Servers,

@@ -64,7 +64,7 @@ PRINTED = {
     "tables": "name",
     "models": "Heartbeat",
     "model Heartbeat": "heart_rate   a whole number from 1 to 300",
-    "model heartbeat_app.models.Heartbeat": "customer_id",
+    "model heartbeat_app.domain.models.Heartbeat": "customer_id",
     "--json model Heartbeat": '"field": "timestamp"',
     "completion": "_HEARTBEAT_APP_COMPLETE=bash_complete",
     "completion zsh": "#compdef heartbeat_app",

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from sqlalchemy import text
 
-from heartbeat_app.models import Heartbeat, encode
+from heartbeat_app.domain.models import Heartbeat, encode
 from tests.browser.browser import Browser
 from tests.servers import PROJECT, Crowd, Servers, Topic, Worker
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from promql_parser import AggregateExpr, BinaryExpr, MatrixSelector, VectorSelector
 
-from heartbeat_app.storage.roles import READER
+from heartbeat_app.storage.db.roles import READER
 from tests import counted
 from tests.deploy import containers, dashboards
 from tests.deploy.colours import KINDS_OF_SIGHT, distance

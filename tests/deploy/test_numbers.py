@@ -22,17 +22,17 @@ import pytest
 from sqlalchemy import Engine, text
 
 from heartbeat_app.config import load_settings
+from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.live.board import Board
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage.customers import Latest, list_customers, list_latest
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.history import Beat, Bucket, finest_step, read_history
-from heartbeat_app.storage.ingest import Hours
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.live import LiveReader, read_last_hour
-from heartbeat_app.storage.reads import LastMinute, Recent, Summary, read_summary
-from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.read.customers import Latest, list_customers, list_latest
+from heartbeat_app.storage.read.history import Beat, Bucket, finest_step, read_history
+from heartbeat_app.storage.read.live import LiveReader, read_last_hour
+from heartbeat_app.storage.read.reads import LastMinute, Recent, Summary, read_summary
+from heartbeat_app.storage.rollup.ingest import Hours
+from heartbeat_app.storage.rollup.rollup import Job
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer
 from tests.deploy import containers, dashboards
 from tests.deploy.containers import ComposePostgresql
 from tests.deploy.grafana_macros import View, expand

@@ -20,7 +20,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["heartbeat_app", "heartbeat_app.reference", "tests.fuzz.verdict"]
+    include=["heartbeat_app", "heartbeat_app.audit.reference", "tests.fuzz.verdict"]
 ):
     from tests.fuzz.verdict import hold
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from heartbeat_app import models, reference
-from heartbeat_app.batches import decode_records
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage.copy import beats_rows
-from heartbeat_app.validation import Reason, Refusal, Rules, check
+from heartbeat_app.audit import reference
+from heartbeat_app.domain import models
+from heartbeat_app.domain.batches import decode_records
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import Reason, Refusal, Rules, check
+from heartbeat_app.storage.db.copy import beats_rows
 from tests import copied
 from tests.storing import Received
 

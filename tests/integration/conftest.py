@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer
 from tests.storing import TOPIC, TOPIC_ID, Kept
 
 

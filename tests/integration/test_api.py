@@ -22,7 +22,7 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import Engine, text
 
-from heartbeat_app.storage import marks
+from heartbeat_app.storage.rollup import marks
 from tests.servers import PROJECT, Topic, Worker, run
 
 pytestmark = pytest.mark.integration

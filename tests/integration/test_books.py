@@ -11,10 +11,10 @@ from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage import books as module
-from heartbeat_app.storage.books import Rows, read_books
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.writer import Written
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.read import books as module
+from heartbeat_app.storage.read.books import Rows, read_books
+from heartbeat_app.storage.write.writer import Written
 from tests.booked import NOW, RULES, Shelf, execute, record
 from tests.servers import PROJECT, engine_of, run
 

@@ -10,7 +10,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from sqlalchemy import Engine, text
 
-from heartbeat_app.storage.books import read_books
+from heartbeat_app.storage.read.books import read_books
 from tests.oracle import Oracle
 from tests.servers import Servers, Topic, Worker
 

@@ -11,16 +11,16 @@ import pytest
 from sqlalchemy import Engine, create_engine, event, text
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage import days
-from heartbeat_app.storage import replay as module
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.dead_letters import (
+from heartbeat_app.domain.validation import Reason, Rules
+from heartbeat_app.storage.days import days
+from heartbeat_app.storage.operator import replay as module
+from heartbeat_app.storage.operator.replay import Replayed, replay
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.write.dead_letters import (
     count_by_reason,
     get_letter,
     list_letters,
 )
-from heartbeat_app.storage.replay import Replayed, replay
-from heartbeat_app.validation import Reason, Rules
 from tests.booked import NOW, Shelf, execute, record
 from tests.servers import engine_of
 

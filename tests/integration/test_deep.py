@@ -9,14 +9,14 @@ import pytest
 from confluent_kafka import Producer, TopicPartition
 from sqlalchemy import Engine, text
 
-from heartbeat_app import deep, log_reader
+from heartbeat_app.audit import deep, log_reader
+from heartbeat_app.audit.deep import Comparer, DeepAudit
+from heartbeat_app.audit.log_reader import LogReader
 from heartbeat_app.config import Settings
-from heartbeat_app.deep import Comparer, DeepAudit
-from heartbeat_app.kafka import Admin
-from heartbeat_app.log_reader import LogReader
-from heartbeat_app.storage.books import Books, read_books
-from heartbeat_app.storage.compare import Lookup
-from heartbeat_app.storage.erase import erase
+from heartbeat_app.kafka.client import Admin
+from heartbeat_app.storage.operator.erase import erase
+from heartbeat_app.storage.read.books import Books, read_books
+from heartbeat_app.storage.read.compare import Lookup
 from tests.booked import execute, record
 from tests.oracle import Oracle
 from tests.servers import Topic, Worker, run

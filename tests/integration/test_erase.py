@@ -13,22 +13,22 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app import report
-from heartbeat_app.batches import Batch, Refused
+from heartbeat_app.cli import report
 from heartbeat_app.config import Settings
-from heartbeat_app.storage import erase as module
-from heartbeat_app.storage import errors
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.days import ensure_days
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.erase import Erasure, erase
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.retention import Kept as Retained
-from heartbeat_app.storage.retention import Retention
-from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.writer import Writer, Written
-from heartbeat_app.validation import Rules
+from heartbeat_app.domain.batches import Batch, Refused
+from heartbeat_app.domain.validation import Rules
+from heartbeat_app.storage.days.days import ensure_days
+from heartbeat_app.storage.days.retention import Kept as Retained
+from heartbeat_app.storage.days.retention import Retention
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.operator import erase as module
+from heartbeat_app.storage.operator.erase import Erasure, erase
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.rollup.rollup import Job
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer, Written
 from tests.rolled_up import differences
 from tests.servers import OWNER, Topic, Worker
 from tests.storing import (

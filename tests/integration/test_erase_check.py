@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 import pytest
 from sqlalchemy import Engine
 
-from heartbeat_app import report
+from heartbeat_app.cli import report
 from heartbeat_app.config import Settings
 from heartbeat_app.exceptions import NotErasedError
-from heartbeat_app.storage import erase as module
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.erase import erase
-from heartbeat_app.storage.erase_check import Check, check_letters
-from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.operator import erase as module
+from heartbeat_app.storage.operator.erase import erase
+from heartbeat_app.storage.operator.erase_check import Check, check_letters
+from heartbeat_app.storage.rollup.rollup import Job
+from heartbeat_app.storage.write.writer import Writer
 from tests.storing import TOPIC_ID, Kept, Received, batch_of
 from tests.typed import typed
 

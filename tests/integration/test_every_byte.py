@@ -15,12 +15,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event
 
-from heartbeat_app import reference
-from heartbeat_app.batches import Batch, decode_records
+from heartbeat_app.audit import reference
+from heartbeat_app.domain.batches import Batch, decode_records
+from heartbeat_app.domain.validation import Rules
 from heartbeat_app.lane.fetch import MAX_CHUNK_BYTES
 from heartbeat_app.lane.records import FetchedRecords, LargeRecord, Record, Unpacker
-from heartbeat_app.storage.writer import Writer
-from heartbeat_app.validation import Rules
+from heartbeat_app.storage.write.writer import Writer
 from tests.fuzz.verdict import NOW, RULES, instant
 from tests.record_batches import Entry, RecordBatch
 from tests.record_strategies import ANY_VALUE, RIGHT

@@ -9,15 +9,15 @@ from datetime import UTC, datetime
 import pytest
 from sqlalchemy import Engine, func, select
 
-from heartbeat_app import report
-from heartbeat_app.batches import Batch, Refused, Unreadable
-from heartbeat_app.excerpts import excerpt
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.dead_letters import get_letter, list_letters
-from heartbeat_app.storage.erase import erase
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.writer import Writer
-from heartbeat_app.validation import Reason, Refusal, Rules
+from heartbeat_app.cli import report
+from heartbeat_app.domain.batches import Batch, Refused, Unreadable
+from heartbeat_app.domain.excerpts import excerpt
+from heartbeat_app.domain.validation import Reason, Refusal, Rules
+from heartbeat_app.storage.operator.erase import erase
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.write.dead_letters import get_letter, list_letters
+from heartbeat_app.storage.write.writer import Writer
 from tests.storing import Kept, Received, batch_of, beat, beats
 
 pytestmark = pytest.mark.integration

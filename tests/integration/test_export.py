@@ -13,14 +13,14 @@ import pytest
 from pyarrow import parquet
 from sqlalchemy import Engine, text
 
+from heartbeat_app.cli.recordings import read
 from heartbeat_app.config import Settings
+from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.exceptions import DayGoneError
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.progress import LINE_SECONDS
-from heartbeat_app.recordings import read
-from heartbeat_app.storage import extract
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.extract import Row, read_pages
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.read import extract
+from heartbeat_app.storage.read.extract import Row, read_pages
+from heartbeat_app.terminal.progress import LINE_SECONDS
 from tests.servers import wait_until
 from tests.storing import Kept
 from tests.typed import HEARTBEAT_APP, typed, typing

@@ -13,12 +13,12 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from heartbeat_app.batches import Batch
 from heartbeat_app.config import load_settings
+from heartbeat_app.domain.batches import Batch
 from heartbeat_app.embedded.postgres import PostgresServer
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer
 from prove.scenarios.postgres import demote
 from prove.standby import Standby
 from tests.servers import Servers, alembic, free_port, run, wait_until

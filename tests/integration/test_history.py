@@ -12,21 +12,21 @@ import pytest
 from sqlalchemy import Engine, TextClause, func, select, text
 
 from heartbeat_app.config import Settings
+from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.exceptions import TooManyBeatsError, TooSlowError
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import customers, history, spans
-from heartbeat_app.storage.customers import Latest, list_customers, list_latest
-from heartbeat_app.storage.days import ensure_days
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.history import (
+from heartbeat_app.storage.days.days import ensure_days
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.read import customers, history, spans
+from heartbeat_app.storage.read.customers import Latest, list_customers, list_latest
+from heartbeat_app.storage.read.history import (
     MAX_POINTS,
     STEPS,
     Beat,
     Bucket,
     read_history,
 )
-from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.rollup.rollup import Job
+from heartbeat_app.storage.write.writer import Writer
 from tests.storing import START, Kept, batch_of, beat
 
 pytestmark = pytest.mark.integration

@@ -11,11 +11,12 @@ from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage import errors, ingest
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.ingest import Hours
-from heartbeat_app.storage.tables import ingest_minute
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.db.tables import ingest_minute
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.rollup import ingest
+from heartbeat_app.storage.rollup.ingest import Hours
 from tests.storing import Kept
 
 pytestmark = pytest.mark.integration

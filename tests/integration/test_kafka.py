@@ -9,8 +9,8 @@ from confluent_kafka import Producer, TopicPartition
 
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.exceptions import CommandError, ConfigurationError
-from heartbeat_app.kafka import Admin, LogRange, explained
-from heartbeat_app.topics import ensure_topic
+from heartbeat_app.kafka.client import Admin, LogRange, explained
+from heartbeat_app.kafka.topics import ensure_topic
 from tests.servers import Topic, wait_until
 
 pytestmark = pytest.mark.integration

@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 from sqlalchemy import Engine, text
 
-from heartbeat_app.models import Heartbeat, encode
+from heartbeat_app.domain.models import Heartbeat, encode
 from tests.servers import Topic, Worker
 
 pytestmark = pytest.mark.integration

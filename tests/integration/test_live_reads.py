@@ -11,10 +11,11 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage import days, live
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.erase import erase
-from heartbeat_app.storage.live import LiveReader, Look, read_last_hour
+from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.operator.erase import erase
+from heartbeat_app.storage.read import live
+from heartbeat_app.storage.read.live import LiveReader, Look, read_last_hour
 
 pytestmark = pytest.mark.integration
 

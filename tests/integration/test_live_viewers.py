@@ -16,8 +16,8 @@ from sqlalchemy import Engine
 
 from bench.viewers import Cost, measure
 from heartbeat_app.config import Settings
+from heartbeat_app.domain.models import Heartbeat, encode
 from heartbeat_app.live.feed import Feed
-from heartbeat_app.models import Heartbeat, encode
 from tests.servers import Crowd, Servers, Topic, Worker
 
 pytestmark = pytest.mark.integration

@@ -10,9 +10,9 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from heartbeat_app.storage.days import existing_days
-from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.days.days import existing_days
+from heartbeat_app.storage.rollup.rollup import Job
+from heartbeat_app.storage.write.writer import Writer
 from tests.oracle import RETENTION_DAYS, Oracle, good
 from tests.rolled_up import differences, rows
 from tests.servers import Topic, Worker, wait_until

@@ -18,19 +18,19 @@ from sqlalchemy import Engine, String, create_engine, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from heartbeat_app.config import Settings, load_settings
-from heartbeat_app.storage import errors
-from heartbeat_app.storage.books import Rows, read_books
-from heartbeat_app.storage.customers import list_customers, list_latest
-from heartbeat_app.storage.engine import database_url, make_engine
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.tables import (
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.engine import database_url, make_engine
+from heartbeat_app.storage.db.tables import (
     DELAY_BOUNDS_SECONDS,
     FIRST_DELAY_BUCKETS,
     WIDER_DELAY_BUCKETS,
     metadata,
 )
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.read.books import Rows, read_books
+from heartbeat_app.storage.read.customers import list_customers, list_latest
+from heartbeat_app.storage.rollup.rollup import Job
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer
 from tests import debian_postgres
 from tests.servers import (
     OWNER,

@@ -13,9 +13,9 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import OperationalError
 
 from heartbeat_app.config import Settings, load_settings
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer
 from tests.pgbouncer import PgBouncer, why_not
 from tests.servers import PROJECT, Servers, Topic, Worker, child_environ
 from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat
@@ -149,7 +149,7 @@ def test_a_pooler_that_changes_under_a_running_worker_is_recognised(
     environ: dict[str, str], kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the first prepared statement that is missing, or there already."""
-    from heartbeat_app.storage import sessions
+    from heartbeat_app.storage.db import sessions
 
     monkeypatch.setattr(sessions.Sessions, "_require_own", lambda *_: None)
     with PgBouncer(environ, pool_mode="transaction") as pooler:

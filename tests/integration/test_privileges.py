@@ -13,21 +13,22 @@ from sqlalchemy import Connection, Engine, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
+from heartbeat_app.domain.validation import Rules
 from heartbeat_app.embedded.postgres_home import installed_programs
-from heartbeat_app.storage import dead_letters, errors
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.days import MAX_DAYS, ensure_days, existing_days
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.ingest import Hours
-from heartbeat_app.storage.partitions import read_partitions
-from heartbeat_app.storage.reads import read_recent
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.retention import Kept as Retained
-from heartbeat_app.storage.retention import Retention
-from heartbeat_app.storage.rollup import Job, read_backlog
-from heartbeat_app.storage.tables import LOCKS
-from heartbeat_app.storage.writer import Writer
-from heartbeat_app.validation import Rules
+from heartbeat_app.storage.days.days import MAX_DAYS, ensure_days, existing_days
+from heartbeat_app.storage.days.partitions import read_partitions
+from heartbeat_app.storage.days.retention import Kept as Retained
+from heartbeat_app.storage.days.retention import Retention
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.db.tables import LOCKS
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.read.reads import read_recent
+from heartbeat_app.storage.rollup.ingest import Hours
+from heartbeat_app.storage.rollup.rollup import Job, read_backlog
+from heartbeat_app.storage.write import dead_letters
+from heartbeat_app.storage.write.writer import Writer
 from tests.servers import Servers, alembic
 from tests.storing import (
     START,

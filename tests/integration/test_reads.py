@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import Engine
 
-from heartbeat_app.storage.dead_letters import count_by_reason
-from heartbeat_app.storage.reads import Recent, read_recent
-from heartbeat_app.storage.writer import Writer
+from heartbeat_app.storage.read.reads import Recent, read_recent
+from heartbeat_app.storage.write.dead_letters import count_by_reason
+from heartbeat_app.storage.write.writer import Writer
 from tests.storing import batch_of, beat, beats
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from sqlalchemy import Engine, text
 
-from heartbeat_app.models import Heartbeat, encode
+from heartbeat_app.domain.models import Heartbeat, encode
 from tests.servers import Crowd, Topic, Worker
 
 pytestmark = pytest.mark.integration

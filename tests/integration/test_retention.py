@@ -14,18 +14,18 @@ from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import errors
-from heartbeat_app.storage import retention as module
-from heartbeat_app.storage.books import Rows, read_books
-from heartbeat_app.storage.days import existing_days, existing_months
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.marks import day_span, mark_spans
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.retention import Kept, Retention
-from heartbeat_app.storage.rollup import Job
-from heartbeat_app.storage.writer import Writer, Written
-from heartbeat_app.validation import Rules
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import Rules
+from heartbeat_app.storage.days import retention as module
+from heartbeat_app.storage.days.days import existing_days, existing_months
+from heartbeat_app.storage.days.retention import Kept, Retention
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.read.books import Rows, read_books
+from heartbeat_app.storage.rollup.marks import day_span, mark_spans
+from heartbeat_app.storage.rollup.rollup import Job
+from heartbeat_app.storage.write.writer import Writer, Written
 from tests.booked import NOW, Shelf, record
 from tests.rolled_up import rows
 from tests.servers import engine_of

@@ -15,17 +15,18 @@ import pytest
 from sqlalchemy import Engine, event, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import errors, rollup, rollup_check
-from heartbeat_app.storage.books import read_books
-from heartbeat_app.storage.days import ensure_days
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.rollup import Job, read_backlog, read_marks
-from heartbeat_app.storage.writer import Writer
-from heartbeat_app.validation import Rules
+from heartbeat_app.domain.batches import Batch
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import Rules
+from heartbeat_app.storage.days.days import ensure_days
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.read.books import read_books
+from heartbeat_app.storage.rollup import rollup, rollup_check
+from heartbeat_app.storage.rollup.rollup import Job, read_backlog, read_marks
+from heartbeat_app.storage.write.writer import Writer
 from tests.booked import NOW, Shelf, record
 from tests.rolled_up import differences, rows
 from tests.servers import engine_of, wait_until

@@ -179,7 +179,7 @@ def test_a_worker_without_tables_ends_in_a_sentence(
 
 HANDSHAKE = """
 import socket, sys
-from heartbeat_app.application import app
+from heartbeat_app.worker.application import app
 
 _, host, port = sys.argv
 context = app.conf.broker_credentials.ssl_context

@@ -12,11 +12,11 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.batches import Refused
 from heartbeat_app.config import Settings
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.writer import Writer
-from heartbeat_app.validation import Reason, Refusal, Rules
+from heartbeat_app.domain.batches import Refused
+from heartbeat_app.domain.validation import Reason, Refusal, Rules
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.write.writer import Writer
 from tests.servers import Servers
 from tests.storing import START, Kept, Received, batch_of, beat, store
 

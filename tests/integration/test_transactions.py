@@ -13,9 +13,9 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from heartbeat_app.config import Settings
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.prepared import Plain, run
-from heartbeat_app.storage.transactions import BEGIN, COMMIT, transaction
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.db.prepared import Plain, run
+from heartbeat_app.storage.db.transactions import BEGIN, COMMIT, transaction
 from tests.storing import Kept
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from heartbeat_app.synthetic import SyntheticCustomers
+from heartbeat_app.simulator.synthetic import SyntheticCustomers
 from tests.oracle import Oracle
 from tests.servers import PROJECT, Servers, Topic, Worker, run, wait_until
 
@@ -30,7 +30,7 @@ def values(oracle: Oracle, records: int, *, bad: float = 0.0) -> list[bytes | No
 
 INVENTORY = """
 import json
-from heartbeat_app.application import app
+from heartbeat_app.worker.application import app
 from faust.cli.faust import cli
 app.finalize(); app.discover(); app.worker_init_post_autodiscover()
 print(json.dumps({

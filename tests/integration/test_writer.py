@@ -14,16 +14,16 @@ import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from heartbeat_app.batches import Refused
+from heartbeat_app.domain.batches import Refused
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import Reason, Refusal
 from heartbeat_app.exceptions import BooksError, LedgerWentBackError
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import beats as storage_beats
-from heartbeat_app.storage import errors
-from heartbeat_app.storage import writer as storage_writer
-from heartbeat_app.storage.beats import Inserted
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.writer import Writer, Written
-from heartbeat_app.validation import Reason, Refusal
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.write import beats as storage_beats
+from heartbeat_app.storage.write import writer as storage_writer
+from heartbeat_app.storage.write.beats import Inserted
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer, Written
 from tests.storing import (
     START,
     TOPIC,

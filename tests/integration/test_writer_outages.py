@@ -21,15 +21,15 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import engine as storage_engine
-from heartbeat_app.storage import errors
-from heartbeat_app.storage import writer as storage_writer
-from heartbeat_app.storage.engine import database_url, make_engine
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.writer import Writer, Written
+from heartbeat_app.domain.batches import Batch
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.storage.db import engine as storage_engine
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.engine import database_url, make_engine
+from heartbeat_app.storage.write import writer as storage_writer
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.writer import Writer, Written
 from tests.servers import Servers, wait_until
 from tests.storing import (
     TOPIC,

@@ -17,15 +17,15 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.batches import Batch, Refused
+from heartbeat_app.domain.batches import Batch, Refused
+from heartbeat_app.domain.excerpts import excerpt
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import Reason, Refusal, Rules
 from heartbeat_app.exceptions import ApartError
-from heartbeat_app.excerpts import excerpt
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage import engine as storage_engine
-from heartbeat_app.storage.days import ensure_days
-from heartbeat_app.storage.replay import replay
-from heartbeat_app.storage.writer import Writer, Written
-from heartbeat_app.validation import Reason, Refusal, Rules
+from heartbeat_app.storage.days.days import ensure_days
+from heartbeat_app.storage.db import engine as storage_engine
+from heartbeat_app.storage.operator.replay import replay
+from heartbeat_app.storage.write.writer import Writer, Written
 from tests.storing import START, Kept, Received, batch_of, beat, beats, rows_of, store
 
 pytestmark = pytest.mark.integration

@@ -10,15 +10,15 @@ import pytest
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.batches import Batch
 from heartbeat_app.config import Settings
+from heartbeat_app.domain.batches import Batch
 from heartbeat_app.exceptions import ApartError, LedgerWentBackError
-from heartbeat_app.storage import writer as storage_writer
-from heartbeat_app.storage.days import ensure_days
-from heartbeat_app.storage.engine import make_engine
-from heartbeat_app.storage.ledger import PostgresLedger
-from heartbeat_app.storage.trouble import Trouble
-from heartbeat_app.storage.writer import Writer, Written
+from heartbeat_app.storage.days.days import ensure_days
+from heartbeat_app.storage.db.engine import make_engine
+from heartbeat_app.storage.write import writer as storage_writer
+from heartbeat_app.storage.write.ledger import PostgresLedger
+from heartbeat_app.storage.write.trouble import Trouble
+from heartbeat_app.storage.write.writer import Writer, Written
 from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat, beats, rows_of
 
 pytestmark = pytest.mark.integration

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import ClientResponse, CookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from heartbeat_app.access import COOKIE, SESSION_SECONDS, Access, requires_token
+from heartbeat_app.web.access import COOKIE, SESSION_SECONDS, Access, requires_token
 
 TOKEN = "a-token-of-some-length"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from heartbeat_app.audit import audit
-from heartbeat_app.kafka import LogRange, TopicLog
-from heartbeat_app.storage.books import Books, PartitionBooks, Rows
+from heartbeat_app.audit.findings import audit
+from heartbeat_app.kafka.client import LogRange, TopicLog
+from heartbeat_app.storage.read.books import Books, PartitionBooks, Rows
 
 ROW = PartitionBooks(
     topic="beats",

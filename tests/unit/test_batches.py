@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from heartbeat_app import batches, models
-from heartbeat_app.batches import Batch, Refused, decode_records, refuse_beats
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.validation import Reason, Refusal, Rules, check
+from heartbeat_app.domain import batches, models
+from heartbeat_app.domain.batches import Batch, Refused, decode_records, refuse_beats
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import Reason, Refusal, Rules, check
 from tests.record_strategies import ANY_VALUE
 from tests.storing import START, Received, batch_of, beat, beats
 

@@ -14,7 +14,7 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app.excerpts import Excerpt, Excerpting
+from heartbeat_app.domain.excerpts import Excerpt, Excerpting
 from heartbeat_app.lane import decompress, records
 from heartbeat_app.lane.records import FetchedRecords, Unpacked, Unpacker
 from tests.bombs import COMPRESSED, MIB, batch, bomb, compress, record, varint

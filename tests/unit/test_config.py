@@ -13,7 +13,7 @@ import pytest
 
 from heartbeat_app.config import Settings, load_settings, variables
 from heartbeat_app.exceptions import ConfigurationError
-from heartbeat_app.storage.engine import connect_timeout, database_url, make_engine
+from heartbeat_app.storage.db.engine import connect_timeout, database_url, make_engine
 
 PROJECT = Path(__file__).parents[2]
 NOWHERE = Path("/nonexistent/.env")

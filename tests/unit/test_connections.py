@@ -15,9 +15,9 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 
-from heartbeat_app import connections
-from heartbeat_app.access import Access, Seldom
-from heartbeat_app.connections import (
+from heartbeat_app.web import connections
+from heartbeat_app.web.access import Access, Seldom
+from heartbeat_app.web.connections import (
     CONNECTIONS,
     MOST_BODY,
     MOST_BYTES,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.storage.copy import beats_rows, numbered_beats_rows
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.storage.db.copy import beats_rows, numbered_beats_rows
 from tests.copied import fields, instant, integer
 from tests.storing import beat
 

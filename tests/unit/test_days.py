@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
-from heartbeat_app.storage import days
-from heartbeat_app.storage.days import affordable, days_of
+from heartbeat_app.storage.days import days
+from heartbeat_app.storage.days.days import affordable, days_of
 from tests.storing import beat
 
 TODAY = date(2026, 1, 10)

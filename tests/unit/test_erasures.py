@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from heartbeat_app.batches import Refused
-from heartbeat_app.storage import erasures
-from heartbeat_app.storage.erasures import Erased, digest_of, refuse
-from heartbeat_app.storage.naming import customers_named, is_unreadable, may_name
-from heartbeat_app.validation import Reason
+from heartbeat_app.domain.batches import Refused
+from heartbeat_app.domain.validation import Reason
+from heartbeat_app.storage.write import erasures
+from heartbeat_app.storage.write.erasures import Erased, digest_of, refuse
+from heartbeat_app.storage.write.naming import customers_named, is_unreadable, may_name
 from tests.storing import REFUSAL, Received, batch_of, beat
 
 KEY = b"k" * 32

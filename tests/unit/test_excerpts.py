@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app.excerpts import (
+from heartbeat_app.domain.excerpts import (
     KEPT_BYTES,
     MOST_IDS,
     Excerpt,

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 from pyarrow import parquet
 
-from heartbeat_app import report
+from heartbeat_app.cli import report
+from heartbeat_app.cli.exporting import CSV, PARQUET, export, whole_file
+from heartbeat_app.cli.recordings import read
+from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.exceptions import CommandError
-from heartbeat_app.exporting import CSV, PARQUET, export, whole_file
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.recordings import read
-from heartbeat_app.storage.extract import Page, Row
+from heartbeat_app.storage.read.extract import Page, Row
 
 AT = datetime(2026, 1, 1, 12, 0, 0, 1, tzinfo=UTC)
 IDS = ["a", "a,b", 'a"b', "a\nb", "a\rb", " ", "\\N", "=1+1", "ä💓", "'", "z" * 255]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from heartbeat_app.config import load_settings
 from heartbeat_app.demo.figures import FigureReader
-from heartbeat_app.storage.engine import make_engine
+from heartbeat_app.storage.db.engine import make_engine
 
 NOBODY = {
     "POSTGRESQL_USERNAME": "nobody",

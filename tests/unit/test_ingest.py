@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app.storage.ingest import Delays
-from heartbeat_app.storage.tables import DELAY_BOUNDS_SECONDS
+from heartbeat_app.storage.db.tables import DELAY_BOUNDS_SECONDS
+from heartbeat_app.storage.rollup.ingest import Delays
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BUCKETS = len(DELAY_BOUNDS_SECONDS) + 1

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer, Uuid
 
-from heartbeat_app import kafka
+from heartbeat_app.cli.sending import PRODUCER_CONFIG
 from heartbeat_app.config import load_settings
 from heartbeat_app.exceptions import CommandError
-from heartbeat_app.kafka import Admin, client_config, explained
-from heartbeat_app.sending import PRODUCER_CONFIG
+from heartbeat_app.kafka import client as kafka
+from heartbeat_app.kafka.client import Admin, client_config, explained
 
 REQUIRED = {
     "POSTGRESQL_USERNAME": "admin",

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from heartbeat_app.kafka import LogRange, TopicLog
+from heartbeat_app.kafka.client import LogRange, TopicLog
 from heartbeat_app.live.board import Board
 from heartbeat_app.live.feed import lag
-from heartbeat_app.storage.live import SLOT_SECONDS, SLOTS, Heard
+from heartbeat_app.storage.read.live import SLOT_SECONDS, SLOTS, Heard
 
 NOW = 1_700_000_003.5
 SLOT = int(NOW // SLOT_SECONDS)

@@ -11,9 +11,9 @@ from aiokafka.codec import snappy_encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heartbeat_app.deep import LATEST, PAGE, SeenRows, judged, pages
-from heartbeat_app.log_reader import MOST_BYTES, Part, Record, parts_of
-from heartbeat_app.reference import MICROSECOND_OF_2000, judge
+from heartbeat_app.audit.deep import LATEST, PAGE, SeenRows, judged, pages
+from heartbeat_app.audit.log_reader import MOST_BYTES, Part, Record, parts_of
+from heartbeat_app.audit.reference import MICROSECOND_OF_2000, judge
 from tests.record_batches import CODECS, Entry, RecordBatch
 from tests.unit.test_records import Log, logs
 

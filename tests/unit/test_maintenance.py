@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app.maintenance import PASS_AT_SECONDS, until_next_pass
+from heartbeat_app.worker.maintenance import PASS_AT_SECONDS, until_next_pass
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app.storage.marks import (
+from heartbeat_app.storage.rollup.marks import (
     CLOSE,
     MINUTE,
     RUN,

@@ -15,13 +15,13 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from sqlalchemy.exc import OperationalError
 
+from heartbeat_app.domain.validation import Reason
 from heartbeat_app.exceptions import ApartError, LedgerWentBackError
-from heartbeat_app.metrics import CAUSES, Metrics, cause_of
-from heartbeat_app.policy import What
-from heartbeat_app.storage.rollup import Backlog
-from heartbeat_app.storage.writer import Written
-from heartbeat_app.validation import Reason
-from heartbeat_app.watchdog import Health
+from heartbeat_app.kafka.policy import What
+from heartbeat_app.storage.rollup.rollup import Backlog
+from heartbeat_app.storage.write.writer import Written
+from heartbeat_app.worker.metrics import CAUSES, Metrics, cause_of
+from heartbeat_app.worker.watchdog import Health
 from tests.counted import BATCH, HEALTH, POLICIES, metrics
 from tests.servers import PROJECT
 

@@ -9,14 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from heartbeat_app.models import (
+from heartbeat_app.domain.models import (
     HIGHEST_HEART_RATE,
     LOWEST_HEART_RATE,
     MAX_CUSTOMER_ID_LENGTH,
 )
-from heartbeat_app.storage.customers import Latest
-from heartbeat_app.storage.history import MAX_POINTS, RAW, STEPS, Beat, Bucket
-from heartbeat_app.storage.reads import LastMinute, Recent, Summary
+from heartbeat_app.storage.read.customers import Latest
+from heartbeat_app.storage.read.history import MAX_POINTS, RAW, STEPS, Beat, Bucket
+from heartbeat_app.storage.read.reads import LastMinute, Recent, Summary
 from heartbeat_app.web import parameters
 
 WEB = Path(parameters.__file__).parent

@@ -6,9 +6,9 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
-from heartbeat_app.storage.history import STEPS
-from heartbeat_app.storage.marks import day_span
-from heartbeat_app.storage.spans import widen
+from heartbeat_app.storage.read.history import STEPS
+from heartbeat_app.storage.read.spans import widen
+from heartbeat_app.storage.rollup.marks import day_span
 from heartbeat_app.web.parameters import (
     DEFAULT_PAGE,
     MAX_PAGE,

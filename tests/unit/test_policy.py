@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from heartbeat_app.policy import DAY_MS, What, faults, limits_size
-from heartbeat_app.topics import CONFIG
+from heartbeat_app.kafka.policy import DAY_MS, What, faults, limits_size
+from heartbeat_app.kafka.topics import CONFIG
 
 SOUND = {
     "cleanup.policy": "delete",

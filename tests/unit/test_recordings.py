@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app import recordings
-from heartbeat_app.exceptions import CommandError
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.recordings import (
+from heartbeat_app.cli import recordings
+from heartbeat_app.cli.recordings import (
     BYTE_ORDER_MARK,
     MAX_LINE_CHARACTERS,
     BadLine,
     read,
 )
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.exceptions import CommandError
 
 FOLDER = Path(__file__).parents[1] / "recordings"
 HEADER = b"customer_id,timestamp,heart_rate\n"

@@ -7,7 +7,7 @@ from datetime import timedelta, timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app.storage.repeats import Repeats
+from heartbeat_app.storage.write.repeats import Repeats
 from tests.storing import START, beat, beats
 
 

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heartbeat_app import report
+from heartbeat_app.cli import report
+from heartbeat_app.cli.recordings import BadLine
+from heartbeat_app.cli.sending import Tally
 from heartbeat_app.exceptions import CommandError, ConfigurationError, printable
-from heartbeat_app.progress import ProgressDisplay
-from heartbeat_app.recordings import BadLine
-from heartbeat_app.sending import Tally
-from heartbeat_app.storage import errors
-from heartbeat_app.storage.dead_letters import Contents, Letter
-from heartbeat_app.storage.replay import Replayed
+from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.operator.replay import Replayed
+from heartbeat_app.storage.write.dead_letters import Contents, Letter
+from heartbeat_app.terminal.progress import ProgressDisplay
 
 LETTER = Letter(
     id=17,

@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from aiokafka.partitioner import DefaultPartitioner
 
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.recordings import BadLine
-from heartbeat_app.sending import PRODUCER_CONFIG, paced
+from heartbeat_app.cli.recordings import BadLine
+from heartbeat_app.cli.sending import PRODUCER_CONFIG, paced
+from heartbeat_app.domain.models import Heartbeat
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 BAD = BadLine("walk.csv", 3, 3, "bad")

@@ -40,19 +40,19 @@ ALLOWED = {
             "made.replace('CREATE FUNCTION', 'CREATE OR REPLACE FUNCTION')",
         )
     },
-    ("heartbeat_app/storage/compare.py", "READ"): "a constant of erasures",
+    ("heartbeat_app/storage/read/compare.py", "READ"): "a constant of erasures",
     (
-        "heartbeat_app/storage/erase_check.py",
+        "heartbeat_app/storage/operator/erase_check.py",
         "query",
     ): "psycopg2 quotes the table's name, which the catalog gave",
     (
-        "heartbeat_app/storage/beats.py",
+        "heartbeat_app/storage/write/beats.py",
         "SELECT_KNOWN.format(days=' OR '.join([ON_THAT_DAY] * len(some)))",
     ): "as many times the same condition as there are days, whose bounds are "
     "parameters",
     **{
         (
-            "heartbeat_app/storage/prepared.py",
+            "heartbeat_app/storage/db/prepared.py",
             source,
         ): "of statements that are written down where they are made, see below"
         for source in (
@@ -161,7 +161,7 @@ def built(source: str, name: str = "") -> list[str]:
 def test_sql_is_written_down(path: Path) -> None:
     name = name_of(path)
     found = built(path.read_text(), name)
-    if name == "heartbeat_app/storage/roles.py":
+    if name == "heartbeat_app/storage/db/roles.py":
         # The statements are constants above it; psycopg2 fills in quoted names, or
         # those that PostgreSQL has quoted.
         assert found == ["names", "statement"]

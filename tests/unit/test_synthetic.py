@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 
-from heartbeat_app.synthetic import SyntheticCustomers
+from heartbeat_app.simulator.synthetic import SyntheticCustomers
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

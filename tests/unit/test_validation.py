@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from heartbeat_app.models import Heartbeat
-from heartbeat_app.validation import (
+from heartbeat_app.domain.models import Heartbeat
+from heartbeat_app.domain.validation import (
     EARLIEST,
     LARGE_BYTES,
     Reason,

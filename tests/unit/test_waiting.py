@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heartbeat_app.waiting import MOST_LOOKS, Waiting
+from heartbeat_app.worker.waiting import MOST_LOOKS, Waiting
 
 
 def test_nothing_waits_where_all_is_stored() -> None:

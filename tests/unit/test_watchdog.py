@@ -14,12 +14,12 @@ import pytest
 from faust.types import TP
 from sqlalchemy.exc import OperationalError
 
-from heartbeat_app import watchdog
-from heartbeat_app.kafka import LogRange, TopicLog
+from heartbeat_app.kafka.client import LogRange, TopicLog
 from heartbeat_app.lane import Lane
 from heartbeat_app.lane.app import LANE_SETTINGS
-from heartbeat_app.storage.engine import STATEMENT_TIMEOUT_MS
-from heartbeat_app.watchdog import Watchdog
+from heartbeat_app.storage.db.engine import STATEMENT_TIMEOUT_MS
+from heartbeat_app.worker import watchdog
+from heartbeat_app.worker.watchdog import Watchdog
 
 TOPIC = TP("beats", 0)
 OTHER = TP("beats", 1)

@@ -1,0 +1,1 @@
+"""Checks Kafka, the ledger and the rows against each other."""

@@ -1,0 +1,1 @@
+"""The daily partitions: made, checked and dropped."""

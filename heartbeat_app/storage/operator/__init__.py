@@ -1,0 +1,1 @@
+"""What a person orders: to erase a customer, to replay dead letters."""

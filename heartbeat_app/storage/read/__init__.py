@@ -1,0 +1,1 @@
+"""Queries for people: pages, commands and the audit."""

@@ -1,0 +1,1 @@
+"""Minutes and hours, computed anew where beats came in."""

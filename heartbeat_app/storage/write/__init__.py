@@ -1,0 +1,1 @@
+"""Stores a batch: one transaction with its ledger, rows and dead letters."""
