@@ -16,9 +16,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from heartbeat_app.config import Settings
 from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.storage.days import days
-from heartbeat_app.storage.days.days import ensure_days, existing_days
+from heartbeat_app.storage.days.days import ensure_days
 from heartbeat_app.storage.db import engine as storage_engine
 from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.catalog import existing_days
 from heartbeat_app.storage.db.engine import make_engine
 from heartbeat_app.storage.write.writer import Writer
 from tests.storing import START, Kept, batch_of, beat, day_table, rows_of

@@ -13,6 +13,7 @@ from sqlalchemy import Engine, create_engine, event, text
 from heartbeat_app.config import Settings
 from heartbeat_app.domain.validation import Reason, Rules
 from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db import catalog
 from heartbeat_app.storage.operator import replay as module
 from heartbeat_app.storage.operator.replay import Replayed, replay
 from heartbeat_app.storage.read.books import read_books
@@ -265,11 +266,11 @@ def test_a_dry_run_changes_nothing_and_foretells(
     shelf.book(early(1), early(1), early(1, rate=99), early(2), b"{", None)
     before = (rows(engine), letters(engine))
     with engine.connect() as connection:
-        days_before = days.existing_days(connection)
+        days_before = catalog.existing_days(connection)
     foretold = replay_later(engine, dry_run=True)
     assert (rows(engine), letters(engine)) == before
     with engine.connect() as connection:
-        assert days.existing_days(connection) == days_before
+        assert catalog.existing_days(connection) == days_before
     assert replay_later(engine) == foretold
 
 

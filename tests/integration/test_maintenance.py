@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from sqlalchemy import Engine, text
 
-from heartbeat_app.storage.days.days import existing_days
+from heartbeat_app.storage.db.catalog import existing_days
 from heartbeat_app.storage.rollup.rollup import Job
 from heartbeat_app.storage.write.writer import Writer
 from tests.oracle import RETENTION_DAYS, Oracle, good

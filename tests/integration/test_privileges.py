@@ -15,11 +15,12 @@ from sqlalchemy.exc import DBAPIError
 from heartbeat_app.config import Settings
 from heartbeat_app.domain.validation import Rules
 from heartbeat_app.embedded.postgres_home import installed_programs
-from heartbeat_app.storage.days.days import MAX_DAYS, ensure_days, existing_days
+from heartbeat_app.storage.days.days import MAX_DAYS, ensure_days
 from heartbeat_app.storage.days.partitions import read_partitions
 from heartbeat_app.storage.days.retention import Kept as Retained
 from heartbeat_app.storage.days.retention import Retention
 from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.catalog import existing_days
 from heartbeat_app.storage.db.engine import make_engine
 from heartbeat_app.storage.db.tables import LOCKS
 from heartbeat_app.storage.operator.replay import replay

@@ -17,9 +17,9 @@ from heartbeat_app.config import Settings
 from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.domain.validation import Rules
 from heartbeat_app.storage.days import retention as module
-from heartbeat_app.storage.days.days import existing_days, existing_months
 from heartbeat_app.storage.days.retention import Kept, Retention
 from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db.catalog import existing_days, existing_months
 from heartbeat_app.storage.db.engine import make_engine
 from heartbeat_app.storage.operator.replay import replay
 from heartbeat_app.storage.read.books import Rows, read_books

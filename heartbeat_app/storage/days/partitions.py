@@ -10,8 +10,8 @@ from datetime import UTC, date
 
 from sqlalchemy import Connection, Engine, func, select, text
 
-from heartbeat_app.storage.days import days
 from heartbeat_app.storage.days.retention import Kept
+from heartbeat_app.storage.db import catalog
 from heartbeat_app.storage.db.tables import dropped_days, heartbeats_hour_all
 from heartbeat_app.storage.rollup.marks import MINUTE, day_span, merged
 from heartbeat_app.storage.rollup.rollup import read_marks
@@ -84,14 +84,14 @@ def read_partitions(engine: Engine) -> Partitions:
         # A worker may make a day between two of these looks.
         connection.execution_options(isolation_level="REPEATABLE READ")
         kept = Kept.read(connection)
-        existing = sorted(days.existing_days(connection))
+        existing = sorted(catalog.existing_days(connection))
         marked = _marked_minutes(connection, existing)
         rolled_up = _rolled_up(connection)
         sizes = _sizes(connection, "heartbeats")
         found = [
             Day(
                 day,
-                *sizes[days.day_table(day)],
+                *sizes[catalog.day_table(day)],
                 rolled_up.get(day, 0),
                 marked.get(day, 0),
                 kept.drop_day_on(day),
@@ -106,7 +106,7 @@ def read_partitions(engine: Engine) -> Partitions:
             sizes = _sizes(connection, table)
             months += [
                 Month(table, month, *sizes[f"{table}_{month:%Y_%m}"], drop_on(month))
-                for month in sorted(days.existing_months(connection, table))
+                for month in sorted(catalog.existing_months(connection, table))
             ]
         dropped = connection.execute(
             select(

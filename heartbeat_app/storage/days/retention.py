@@ -28,7 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.config import Settings
 from heartbeat_app.storage.days import days
-from heartbeat_app.storage.db import errors, tables
+from heartbeat_app.storage.db import catalog, errors, tables
 from heartbeat_app.storage.rollup import marks, rollup_check
 
 log = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class Retention:
         with self._engine.connect() as connection:
             missing = (
                 set(ahead)
-                - days.existing_days(connection)
+                - catalog.existing_days(connection)
                 - days.dropped_days(connection)
             )
         days.ensure_days(self._engine, missing)
@@ -229,7 +229,7 @@ class Retention:
         """Drop the days whose time is over."""
         with self._engine.connect() as connection:
             begun = self._begun(connection)
-            existing = sorted(days.existing_days(connection))
+            existing = sorted(catalog.existing_days(connection))
         due = [day for day in existing if self._is_due(self._kept.drop_day_on(day))]
         self._each(
             [
@@ -325,7 +325,7 @@ class Retention:
                 ("heartbeats_minute", self._kept.drop_minutes_on),
                 ("heartbeats_hour", self._kept.drop_hours_on),
             ):
-                months = sorted(days.existing_months(connection, parent))
+                months = sorted(catalog.existing_months(connection, parent))
                 work += [
                     partial(self._drop_month, parent, month)
                     for month in months

@@ -43,8 +43,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 
 from heartbeat_app.exceptions import NotErasedError
-from heartbeat_app.storage.days import days
-from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db import catalog, errors
 from heartbeat_app.storage.db.tables import (
     dead_letters,
     dropped_days,
@@ -138,7 +137,7 @@ def erase(
     progress(erasure)
     with engine.connect() as connection:
         # Detached ones, too: they come back with their rows when a beat of them comes.
-        tables = sorted(days.day_tables(connection))
+        tables = sorted(catalog.day_tables(connection))
         pending, last = connection.execute(
             select(func.count(), func.max(_l.id)).where(_has_contents())
         ).one()
@@ -214,7 +213,7 @@ def _note(engine: Engine, customer_id: str) -> int:
 def _delete_day(engine: Engine, erasure_id: int, customer_id: str, name: str) -> None:
     """By the table's name: somebody may detach or attach the day meanwhile."""
     beats = table(name, column("customer_id"), schema="public")
-    day = days.day_of_table(name)
+    day = catalog.day_of_table(name)
     try:
         with engine.begin() as connection:
             connection.execute(ROLLUPS_LOCK)
@@ -244,7 +243,7 @@ def _delete_rollups(engine: Engine, erasure_id: int, customer_id: str) -> int:
         ).scalar_one()
         detached = [
             table(name, column("customer_id"), schema="public")
-            for name in days.detached_months(connection)
+            for name in catalog.detached_months(connection)
         ]
         for rollups in (heartbeats_minute, heartbeats_hour, *detached):
             gone = _delete_from(connection, rollups, customer_id)

@@ -40,7 +40,7 @@ from heartbeat_app.domain.excerpts import KEPT_BYTES
 from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.domain.validation import Reason, Refusal, Rules, check
 from heartbeat_app.storage.days import days
-from heartbeat_app.storage.db import errors
+from heartbeat_app.storage.db import catalog, errors
 from heartbeat_app.storage.db.tables import dead_letters, heartbeats
 from heartbeat_app.storage.rollup import marks
 from heartbeat_app.storage.write import erasures, probe
@@ -211,7 +211,7 @@ def _refuse_days(engine: Engine, batch: _Batch, now: datetime, *, make: bool) ->
     if not wanted:
         return
     with engine.connect() as connection:
-        existing = days.existing_days(connection)
+        existing = catalog.existing_days(connection)
         dropped = days.dropped_days(connection) - existing
     affordable = days.affordable(
         wanted - existing - dropped,

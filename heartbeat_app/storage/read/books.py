@@ -10,6 +10,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, Engine, func, select, text
 
 from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db import catalog
 from heartbeat_app.storage.db.tables import (
     dead_letters,
     dropped_days,
@@ -298,7 +299,7 @@ def _count_rows(engine: Engine, connection: Connection, snapshot: str) -> Rows:
     ).scalar_one()
     replayed += _sum(connection, dropped_dead_letters.c.replayed)
     dropped = _sum(connection, dropped_days.c.rows)
-    existing = sorted(days.existing_days(connection))
+    existing = sorted(catalog.existing_days(connection))
     # An erasure waits for whoever has read this table, and the writers for it.
     with snapshot_of(engine, snapshot) as short:
         erased = _sum(short, erased_customers.c.beats)
@@ -322,7 +323,7 @@ def _sum(connection: Connection, column: ColumnElement[int]) -> int:
 def _dropped_problems(connection: Connection) -> Iterator[str]:
     """Dropped days whose roll-ups do not have as many beats as the day had."""
     c = dropped_days.c
-    kept = days.existing_months(connection, "heartbeats_hour")
+    kept = catalog.existing_months(connection, "heartbeats_hour")
     for day, rows in connection.execute(select(c.day, c["rows"]).order_by(c.day)):
         rolled_up = rollup_check.count_rolled_up(connection, day)
         if day.replace(day=1) in kept and rolled_up != rows:

@@ -10,7 +10,7 @@ from datetime import time as time_of_day
 from sqlalchemy import Engine, text
 
 from heartbeat_app.exceptions import DayGoneError
-from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db import catalog
 
 # Some ten megabytes of memory, and some hundred milliseconds of a statement.
 PAGE = 50_000
@@ -67,7 +67,7 @@ def read_pages(
         DayGoneError: A day was dropped or detached before all of it was read.
     """
     with engine.connect() as connection:
-        existing = sorted(days.existing_days(connection))
+        existing = sorted(catalog.existing_days(connection))
     spans = [
         (begin, end)
         for begin, end in (_within(day, since, until) for day in existing)
@@ -94,7 +94,7 @@ def read_pages(
                 rows = [(row[0], row[1], row[2]) for row in found]
                 # While this transaction has read the day, it does not go away.
                 is_last = len(rows) < PAGE
-                if is_last and begin.date() not in days.existing_days(connection):
+                if is_last and begin.date() not in catalog.existing_days(connection):
                     raise DayGoneError(begin.date())
             if is_last:
                 break

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, text
 
 from heartbeat_app.exceptions import TooManyBeatsError
 from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db import catalog
 from heartbeat_app.storage.read.spans import (
     ORIGIN,
     Span,
@@ -161,8 +162,8 @@ def _finest_kept(
     ):
         step = "minute"
     if step == "minute":
-        dropped = days.existing_months(connection, "heartbeats_hour")
-        dropped -= days.existing_months(connection, "heartbeats_minute")
+        dropped = catalog.existing_months(connection, "heartbeats_hour")
+        dropped -= catalog.existing_months(connection, "heartbeats_minute")
         if not dropped.isdisjoint({first.replace(day=1), last.replace(day=1)}):
             step = "hour"
     return step
@@ -178,7 +179,7 @@ def _read_beats(
 ) -> list[Beat]:
     """One more than MAX_POINTS where there are more."""
     found: list[Beat] = []
-    for first, end in in_time(by_days(days.existing_days(connection), since, until)):
+    for first, end in in_time(by_days(catalog.existing_days(connection), since, until)):
         values = {
             "customer_id": customer_id,
             "since": first,

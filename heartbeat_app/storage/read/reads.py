@@ -7,7 +7,7 @@ from datetime import date, timedelta
 
 from sqlalchemy import Engine, func, select, text
 
-from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db import catalog
 from heartbeat_app.storage.db.tables import ingest_minute, partition_ledger
 
 
@@ -87,7 +87,7 @@ def read_summary(engine: Engine) -> Summary:
     )
     recent = read_recent(engine)
     with engine.connect() as connection:
-        there = days.existing_days(connection)
+        there = catalog.existing_days(connection)
         minute = connection.execute(LAST_MINUTE).one()
         totals = connection.execute(select(*sums)).one()
     return Summary(

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 from heartbeat_app.exceptions import TooSlowError
-from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db import catalog
 from heartbeat_app.storage.read.questions import ANSWER_SECONDS
 from heartbeat_app.storage.rollup.marks import HOUR, LAST, day_span, merged
 from heartbeat_app.storage.rollup.rollup import read_marks
@@ -71,7 +71,7 @@ def not_rolled_up(
         widen(each.since, each.until, whole)
         for each in read_marks(connection, since, until)
     )
-    existing = days.existing_days(connection) if wide else set()
+    existing = catalog.existing_days(connection) if wide else set()
     for first, end in wide:
         yield from by_days(existing, max(since, first), min(until, end))
 

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 
-from heartbeat_app.storage.days.days import existing_days
+from heartbeat_app.storage.db.catalog import existing_days
 from heartbeat_app.storage.db.tables import (
     heartbeats_hour,
     heartbeats_hour_all,

@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.exceptions import ApartError
 from heartbeat_app.storage.days import days
-from heartbeat_app.storage.db import copy, errors
+from heartbeat_app.storage.db import catalog, copy, errors
 
 COPY_BEATS = (
     'COPY heartbeats (customer_id, "timestamp", heart_rate)'
@@ -258,7 +258,7 @@ def _look_up(cursor: Any, beats: Sequence[Heartbeat]) -> dict[int, bool]:
     while some := list(islice(wanted, DAYS_A_QUERY)):
         cursor.execute(
             SELECT_KNOWN.format(days=" OR ".join([ON_THAT_DAY] * len(some))),
-            [bound for day in some for bound in days.bounds(day)],
+            [bound for day in some for bound in catalog.bounds(day)],
         )
         found.update(cursor.fetchall())
     return found

@@ -42,8 +42,8 @@ from heartbeat_app.domain.excerpts import Excerpt, excerpt
 from heartbeat_app.domain.validation import Reason, Refusal
 from heartbeat_app.exceptions import ApartError, BooksError, LedgerWentBackError
 from heartbeat_app.storage.days import days
+from heartbeat_app.storage.db import catalog, errors
 from heartbeat_app.storage.db import engine as limits
-from heartbeat_app.storage.db import errors
 from heartbeat_app.storage.db.engine import Uses
 from heartbeat_app.storage.db.prepared import Plain, run
 from heartbeat_app.storage.db.transactions import COMMIT, ROLLBACK, transaction
@@ -376,7 +376,7 @@ class Writer:
         if not new:
             return batch
         with self._engine.connect() as connection:
-            self._known_days = days.existing_days(connection)
+            self._known_days = catalog.existing_days(connection)
             new -= self._known_days
             dropped = new & days.dropped_days(connection)
         new -= dropped
