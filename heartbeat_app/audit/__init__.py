@@ -1,1 +1,1 @@
-"""Checks Kafka, the ledger and the rows against each other."""
+"""Checks PostgreSQL against Kafka's log: lag, missing offsets, every record."""

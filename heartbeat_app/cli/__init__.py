@@ -1,1 +1,1 @@
-"""The commands beside Faust's own."""
+"""The commands beside Faust's own, and their words."""

@@ -1,4 +1,4 @@
-"""The whole application on one machine, without Docker: what `scripts/demo` shows."""
+"""Everything on one machine: what `scripts/demo` runs."""
 
 from heartbeat_app.demo.run import run_demo
 

@@ -1,1 +1,1 @@
-"""What a heartbeat is, and why a record is rejected. Pure: no clock, no I/O."""
+"""What a heartbeat is and why a record is rejected; pure: no clock, no I/O."""

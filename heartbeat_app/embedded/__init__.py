@@ -1,4 +1,4 @@
-"""Kafka and PostgreSQL for one machine without Docker: real servers from packages.
+"""Real Kafka and PostgreSQL from packages, on one machine without Docker.
 
 The demo, the tests and the benchmarks start their servers here. Everything that
 comes with the `embedded` extra is imported inside the functions that need it:

@@ -1,1 +1,1 @@
-"""Kafka's own client, and the topic: how it is made, and what its settings must be."""
+"""Kafka's own client: the brokers, the topic and its settings."""

@@ -1,4 +1,4 @@
-"""The batch lane: one Kafka fetch is one message, and a ledger says where to go on.
+"""The batch lane: hands whole Kafka fetches to an agent, resumes from stored offsets.
 
 Stock Faust moves records one at a time, and acknowledges a record whose agent failed.
 For the topics that opt in, the lane hands whole fetches to the agent, a `Chunk` for

@@ -1,1 +1,1 @@
-"""Everybody's last beats, kept in memory for those who watch the live page."""
+"""The live page's data: one snapshot of the latest beats a second."""

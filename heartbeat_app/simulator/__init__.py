@@ -1,1 +1,1 @@
-"""Simulated customers."""
+"""Simulated customers and their heart rates."""

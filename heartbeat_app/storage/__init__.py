@@ -1,1 +1,1 @@
-"""PostgreSQL: tables, one transaction per batch, ledger, days, dead letters, reads."""
+"""PostgreSQL: everything that reads or writes it."""

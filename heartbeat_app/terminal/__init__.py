@@ -1,1 +1,1 @@
-"""What commands share with a person: output, progress, and how they are stopped."""
+"""What commands share: standard output, progress, and how they are stopped."""

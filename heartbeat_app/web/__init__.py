@@ -1,1 +1,1 @@
-"""The pages of the worker."""
+"""HTTP: the pages, the read API, and who may use them."""

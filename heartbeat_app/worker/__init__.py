@@ -1,1 +1,1 @@
-"""The Faust app, and what runs in its process."""
+"""The Faust app and the services that run in its process."""

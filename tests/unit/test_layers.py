@@ -1,8 +1,9 @@
-"""Imports point downwards only, and the centre is pure; read from the source."""
+"""Each room imports only what its row allows; read from the source."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,75 +13,85 @@ import heartbeat_app
 
 PACKAGE = "heartbeat_app"
 FOLDER = Path(heartbeat_app.__file__).parent
+DOCS = FOLDER.parent / "docs" / "architecture.md"
 
-# From the bottom up. A part may import what is in the lines below it, and from its
-# own line where that is said. What is not named is at the edge: commands, pages,
-# timers and what starts them.
-LAYERS = (
-    ("exceptions",),
-    ("env_file", "output"),
-    ("config",),
-    ("models", "validation", "batches", "excerpts"),
-    ("lane", "storage", "kafka", "embedded", "waiting", "policy"),
-    # They know nothing of each other: the one checks what the other made.
-    ("log_reader", "reference"),
-    ("deep",),
-    (
-        "topics",
-        "recordings",
-        "synthetic",
-        "audit",
-        "watchdog",
-        "maintenance",
-        "access",
-        "connections",
-        "live",
-    ),
-    ("metrics",),
-    ("application",),
-)
-EDGE = len(LAYERS)
+# A room is a folder, or a module right below the top. A row names the rooms that it may
+# import, all of which stand above it.
+MAY_IMPORT: dict[str, set[str]] = {
+    "exceptions": set(),
+    "env_file": {"exceptions"},
+    "config": {"env_file", "exceptions"},
+    "terminal": {"exceptions"},
+    "domain": set(),
+    "simulator": {"domain"},
+    "lane": {"exceptions"},
+    "kafka": {"config", "exceptions"},
+    "storage": set(),
+    "storage/db": {"config", "domain", "exceptions"},
+    "storage/rollup": {"storage/db"},
+    "storage/days": {"config", "domain", "storage/db", "storage/rollup"},
+    "storage/write": {
+        "domain", "exceptions", "storage/db", "storage/days", "storage/rollup",
+    },
+    "storage/operator": {
+        "domain", "exceptions", "storage/db", "storage/days", "storage/rollup",
+        "storage/write",
+    },
+    "storage/read": {
+        "config", "exceptions", "storage/db", "storage/days", "storage/rollup",
+        "storage/write",
+    },
+    "audit": {"kafka", "storage/read"},
+    "live": {"kafka", "storage/db", "storage/read"},
+    "embedded": {"exceptions"},
+    "demo": {
+        "audit", "config", "embedded", "env_file", "exceptions", "kafka", "storage/db",
+        "storage/read", "terminal",
+    },
+    "web": {"domain", "exceptions", "storage/db", "storage/read", "storage/write"},
+    "worker": {
+        "config", "domain", "exceptions", "kafka", "lane", "live", "simulator",
+        "storage/days", "storage/db", "storage/read", "storage/rollup",
+        "storage/write", "web",
+    },
+    "cli": {
+        "audit", "config", "demo", "domain", "exceptions", "kafka", "storage/days",
+        "storage/db", "storage/operator", "storage/read", "storage/write", "terminal",
+        "worker",
+    },
+}  # fmt: skip
 
-# validation and excerpts need models, and batches both; connections knows which pages
-# are open. No parts of any other layer are neighbours.
-NEIGHBOURS = {
-    ("connections", "access"),
-    ("validation", "models"),
-    ("batches", "models"),
-    ("batches", "validation"),
-    ("excerpts", "models"),
-}
+# The pages are given the app by its module, which protects them. Nothing else may.
+UPWARDS = {("web", "worker")}
+# What starts it all.
+TOP = {"__init__", "__main__"}
 
-# What a part must never import, whatever it is layered on.
+# Libraries that a room must never import.
 FORBIDDEN = {
-    "models": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio", "socket"},
-    "validation": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio"},
-    "batches": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio", "socket"},
-    "excerpts": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio", "socket"},
+    "domain": {"faust", "sqlalchemy", "psycopg2", "os", "time", "asyncio", "socket"},
     "lane": {"sqlalchemy", "psycopg2", "alembic"},
     "storage": {"faust", "mode", "aiokafka", "confluent_kafka"},
     "embedded": {"faust", "mode", "sqlalchemy"},
     "exceptions": {"faust", "sqlalchemy", "psycopg2"},
 }
+# How the domain would read a clock, or do I/O.
+CLOCKS = {"now", "utcnow", "today", "read_text", "write_text", "environ"}
+FILES = {"open", "print", "input"}
 
 
-def part_of(module: str) -> str:
-    """The part of the application: the file or package right below the top."""
-    return module.split(".")[1] if "." in module else "__init__"
-
-
-def layer_of(part: str) -> int:
-    for number, parts in enumerate(LAYERS):
-        if part in parts:
-            return number
-    return EDGE
+def room_of(module: str) -> str:
+    """The room of a module, or of a name in it, by its full name."""
+    parts = module.split(".")[1:]
+    if len(parts) > 1 and parts[0] == "storage" and f"storage/{parts[1]}" in MAY_IMPORT:
+        return f"storage/{parts[1]}"
+    return parts[0] if parts else "__init__"
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     for path in sorted(FOLDER.rglob("*.py")):
-        relative = path.relative_to(FOLDER).with_suffix("")
-        parts = [part for part in relative.parts if part != "__init__"]
-        yield ".".join([PACKAGE, *parts]), ast.parse(path.read_text(), str(path))
+        parts = path.relative_to(FOLDER).with_suffix("").parts
+        names = [part for part in parts if part != "__init__"]
+        yield ".".join([PACKAGE, *names]), ast.parse(path.read_text(), str(path))
 
 
 MODULES = dict(modules())
@@ -95,60 +106,64 @@ def imports(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name}: a relative import"
             assert node.module is not None
-            found.add(node.module)
             found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found
 
 
-def own_imports(name: str) -> set[str]:
-    """The parts of the application that a module imports."""
+def imported_rooms(room: str) -> dict[str, str]:
+    """The other rooms that a room imports, each with a module that does it."""
     return {
-        part_of(imported)
+        room_of(imported): name
+        for name in MODULES
+        if room_of(name) == room
         for imported in imports(name)
-        if imported.startswith(f"{PACKAGE}.")
+        if imported.startswith(f"{PACKAGE}.") and room_of(imported) != room
     }
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_point_downwards_only(name: str) -> None:
-    part = part_of(name)
-    for imported in own_imports(name) - {part}:
-        downwards = layer_of(imported) < layer_of(part)
-        neighbours = (part, imported) in NEIGHBOURS
-        at_the_edge = layer_of(imported) == layer_of(part) == EDGE
-        assert downwards or neighbours or at_the_edge, f"{name} imports {imported}"
+def test_every_module_is_in_a_room() -> None:
+    assert {room_of(name) for name in MODULES} == {*MAY_IMPORT, *TOP}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_what_its_row_names_and_no_more(room: str) -> None:
+    found = imported_rooms(room)
+    allowed = MAY_IMPORT[room] | {to for of, to in UPWARDS if of == room}
+    assert set(found) == allowed, found
+
+
+def test_a_row_names_only_rooms_above_it() -> None:
+    above: set[str] = set()
+    for room, allowed in MAY_IMPORT.items():
+        assert allowed <= above, room
+        above.add(room)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_part_knows_nothing_that_is_not_its_business(name: str) -> None:
+def test_a_room_uses_no_library_that_is_not_its_business(name: str) -> None:
     roots = {imported.split(".")[0] for imported in imports(name)}
-    assert not roots & FORBIDDEN.get(part_of(name), set())
+    assert not roots & FORBIDDEN.get(room_of(name).split("/")[0], set())
 
 
-def test_the_lane_knows_nothing_of_heartbeats() -> None:
-    for name in MODULES:
-        if part_of(name) == "lane":
-            assert own_imports(name) <= {"lane", "exceptions"}, name
-
-
-def test_storage_knows_neither_the_lane_nor_the_application() -> None:
-    for name in MODULES:
-        if part_of(name) == "storage":
-            below = {"models", "validation", "batches", "excerpts"}
-            below |= {"config", "exceptions"}
-            assert own_imports(name) <= below | {"storage"}, name
-
-
-@pytest.mark.parametrize("part", ["models", "validation", "batches", "excerpts"])
-def test_the_centre_reads_no_clock_and_does_no_io(part: str) -> None:
-    tree = MODULES[f"{PACKAGE}.{part}"]
+@pytest.mark.parametrize("name", [n for n in MODULES if room_of(n) == "domain"])
+def test_the_domain_reads_no_clock_and_does_no_io(name: str) -> None:
+    tree = MODULES[name]
     used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     called = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    assert not used & {"now", "utcnow", "today", "read_text", "write_text", "environ"}
-    assert not called & {"open", "print", "input"}
+    assert not used & CLOCKS
+    assert not called & FILES
 
 
-def test_every_layer_is_there() -> None:
-    parts = {part_of(name) for name in MODULES}
-    named = {part for parts_of_layer in LAYERS for part in parts_of_layer}
-    assert named <= parts
+def test_the_docs_show_the_rooms_with_their_sentences_and_their_imports() -> None:
+    rows = re.findall(
+        r"^\| `([a-z_/]+?)(?:/|\.py)` \| (.+) \| (.*) \|$", DOCS.read_text(), re.M
+    )
+    shown = {
+        room: (words, set(re.findall(r"`([a-z_/]+)`", names)))
+        for room, words, names in rows
+    }
+    for room, allowed in MAY_IMPORT.items():
+        tree = MODULES[".".join([PACKAGE, *room.split("/")])]
+        sentence = (ast.get_docstring(tree) or "").partition("\n")[0]
+        assert shown.pop(room) == (sentence, allowed), room
+    assert not shown

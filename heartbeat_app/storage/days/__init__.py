@@ -1,1 +1,1 @@
-"""The daily partitions: made, checked and dropped."""
+"""Daily partitions: made, checked and dropped."""

@@ -1,1 +1,1 @@
-"""How PostgreSQL is reached: sessions, transactions, errors, tables and roles."""
+"""Connections, sessions, transactions, errors, tables and roles."""

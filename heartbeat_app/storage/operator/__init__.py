@@ -1,1 +1,1 @@
-"""What a person orders: to erase a customer, to replay dead letters."""
+"""What a person orders: erase a customer, replay dead letters."""

@@ -1,1 +1,1 @@
-"""Minutes and hours, computed anew where beats came in."""
+"""Dirty ranges, and the counts by minute and hour recomputed from the rows."""

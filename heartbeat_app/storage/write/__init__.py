@@ -1,1 +1,1 @@
-"""Stores a batch: one transaction with its ledger, rows and dead letters."""
+"""Stores a group of batches in one transaction."""
