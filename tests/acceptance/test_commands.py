@@ -26,19 +26,23 @@ pytestmark = pytest.mark.acceptance
 # Prints Faust's and our commands, and the help of ours, as a terminal of 80 columns
 # shows it.
 PRINT_HELP = """
+import importlib
 import json
 import click
-from heartbeat_app.worker.application import app
-import heartbeat_app.cli.commands
+from heartbeat_app.worker.application import MODULES
 from faust.cli.faust import cli
 
+OURS = [name for name in MODULES if name.startswith("heartbeat_app.cli.")]
+OURS.remove("heartbeat_app.cli.faust_commands")
+for name in OURS:
+    importlib.import_module(name)
 width = {"terminal_width": 80, "max_content_width": 80}
 
 def helps(context):
     yield context.command_path, context.get_help()
     for name in getattr(context.command, "commands", ()):
         command = context.command.get_command(context, name)
-        if command.callback.__module__ == "heartbeat_app.cli.commands":
+        if command.callback.__module__ in OURS:
             yield from helps(click.Context(command, context, name, **width))
 
 print(json.dumps(dict(helps(click.Context(cli, None, "heartbeat_app", **width)))))

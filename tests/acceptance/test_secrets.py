@@ -36,7 +36,6 @@ PAGES = (
 
 # What somebody who hunts a fault prints.
 EVERYTHING = """
-import heartbeat_app.cli.commands
 from heartbeat_app.worker.application import app
 from heartbeat_app.kafka.client import Admin
 things = [
