@@ -30,9 +30,9 @@ from heartbeat_app.config import load_settings
 from heartbeat_app.storage.db.engine import make_engine
 from heartbeat_app.storage.db.roles import READER_SETTINGS
 from heartbeat_app.storage.read import customers, history, reads
-from tests.deploy import dashboards
-from tests.deploy.dashboards import FIRST_QUERY, SPANS
-from tests.deploy.grafana_macros import View, expand
+from testkit import dashboards
+from testkit.dashboards import FIRST_QUERY, SPANS
+from testkit.grafana_macros import View, expand
 
 ROWS_A_FETCH = 50_000
 LIMIT_SECONDS = 1.0

@@ -40,7 +40,7 @@ from heartbeat_app.storage.rollup import ingest, rollup
 from heartbeat_app.storage.rollup.marks import day_span, mark_spans
 from heartbeat_app.storage.write.ledger import PostgresLedger
 from heartbeat_app.storage.write.writer import Writer
-from tests.servers import alembic, free_port
+from testkit.servers import alembic, free_port
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 BATCH = 16_000

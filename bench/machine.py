@@ -15,7 +15,7 @@ from bench.connect.lock import DEBEZIUM_VERSION
 from bench.environments import REQUIREMENTS
 from bench.stage import Stage
 from heartbeat_app.embedded.kafka_jars import KAFKA_VERSION
-from tests.commit import commit
+from testkit.commit import commit
 
 # The packages that a contender's speed hangs on.
 OWN = ("faust-streaming", "aiokafka", "confluent-kafka", "msgspec", "psycopg2-binary")

@@ -20,11 +20,11 @@ import click
 import yaml
 
 from bench.dashboards import timed
-from tests.deploy import dashboards
-from tests.deploy.dashboards import SPANS
-from tests.deploy.grafana_macros import DEFAULT_POINTS, View
-from tests.deploy.prometheus import Prometheus, Promtool, unpack
-from tests.servers import PROJECT
+from testkit import dashboards
+from testkit.dashboards import SPANS
+from testkit.grafana_macros import DEFAULT_POINTS, View
+from testkit.prometheus import Prometheus, Promtool, unpack
+from testkit.servers import PROJECT
 
 SCRAPE = timedelta(seconds=15)
 # As many samples as Prometheus puts into its largest blocks of a year.

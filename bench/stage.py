@@ -22,7 +22,7 @@ from heartbeat_app.config import load_settings
 from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
 from heartbeat_app.storage.days.days import ensure_days
-from tests.servers import Servers, Topic, alembic, engine_of, free_port
+from testkit.servers import Servers, Topic, alembic, engine_of, free_port
 
 TEMPLATE = "bench_template"
 PARTITIONS = 4

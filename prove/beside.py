@@ -28,7 +28,7 @@ import click
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from heartbeat_app.embedded.kafka import KafkaServer
-from tests.servers import Topic, Worker, free_port, wait_until
+from testkit.servers import Topic, Worker, free_port, wait_until
 
 PARTITIONS = 4
 TOPICS = ("singles", "pairs")

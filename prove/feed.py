@@ -10,7 +10,7 @@ from typing import Any
 
 from confluent_kafka import Producer
 
-from tests.oracle import Oracle, Record, Row
+from testkit.oracle import Oracle, Record, Row
 
 # Kafka may be away for long; nothing that the oracle counts on may be given up.
 CONFIG: dict[str, Any] = {

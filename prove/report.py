@@ -13,8 +13,8 @@ from typing import Any
 from prove.guards import GUARDS, Guard
 from prove.scenario import Scenario
 from prove.world import Outcome
-from tests.commit import commit
-from tests.servers import PROJECT
+from testkit.commit import commit
+from testkit.servers import PROJECT
 
 RESULTS = PROJECT / "prove" / "results.json"
 PAGE = PROJECT / "docs" / "reliability.md"

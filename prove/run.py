@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prove.scenario import Scenario, Skipped
 from prove.world import Outcome, World
-from tests.servers import PROJECT
+from testkit.servers import PROJECT
 
 
 def run(scenario: Scenario, seed: int, *, source: Path = PROJECT) -> Outcome:

@@ -16,7 +16,7 @@ from heartbeat_app.embedded.postgres import PostgresServer
 from heartbeat_app.embedded.server import run_to_end
 from prove.proxy import Proxy
 from prove.world import World
-from tests.servers import engine_of, free_port
+from testkit.servers import engine_of, free_port
 
 # From the promotion to the first beat that is stored.
 STORING_WITHIN_SECONDS = 10.0

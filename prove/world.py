@@ -25,9 +25,9 @@ from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
 from heartbeat_app.embedded.server import EmbeddedServer
 from prove.feed import Feed
-from tests.cluster import make_brokers
-from tests.oracle import RETENTION_DAYS, Oracle, Verdict
-from tests.servers import (
+from testkit.cluster import make_brokers
+from testkit.oracle import RETENTION_DAYS, Oracle, Verdict
+from testkit.servers import (
     OWNER,
     PROJECT,
     Servers,

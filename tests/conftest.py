@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine
 
 from heartbeat_app.config import Settings, load_settings
-from tests.servers import TEMPLATE, Servers, Topic, Worker, alembic, engine_of
+from testkit.servers import TEMPLATE, Servers, Topic, Worker, alembic, engine_of
 
 # How long a busy machine takes says nothing about the code.
 hypothesis.settings.register_profile(

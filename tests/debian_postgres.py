@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg2
 
-from tests.servers import free_port, wait_until
+from testkit.servers import free_port, wait_until
 
 PROGRAMS = Path("/usr/lib/postgresql/15/bin")
 

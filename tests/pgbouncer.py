@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg2
 
-from tests.servers import free_port, wait_until
+from testkit.servers import free_port, wait_until
 
 PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 

@@ -27,8 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
+from testkit.servers import TEMPLATE, Servers, alembic, free_port
 from tests import debian_postgres
-from tests.servers import TEMPLATE, Servers, alembic, free_port
 
 USER = "heartbeats"
 GROUP = "secured"

@@ -17,7 +17,7 @@ from heartbeat_app.domain.batches import Batch, Refused
 from heartbeat_app.domain.models import Heartbeat
 from heartbeat_app.domain.validation import Reason, Refusal
 from heartbeat_app.storage.write.writer import Writer, Written
-from tests.servers import wait_until
+from testkit.servers import wait_until
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 TOPIC = "beats"

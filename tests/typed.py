@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import PROJECT, child_environ
+from testkit.servers import PROJECT, child_environ
 
 SCRIPTS = Path(sys.executable).parent
 HEARTBEAT_APP = (str(SCRIPTS / "heartbeat_app"),)

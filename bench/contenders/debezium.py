@@ -13,7 +13,7 @@ from bench.formats import Format
 from bench.process import Program
 from bench.progress import Progress
 from heartbeat_app.embedded.kafka_jars import java_program
-from tests.servers import free_port
+from testkit.servers import free_port
 
 # Those of Kafka's own connect-standalone.sh and kafka-run-class.sh.
 JAVA_OPTIONS = (

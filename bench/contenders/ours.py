@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from bench.contender import PROGRAMS, PythonContender, Task
-from tests.servers import OWNER, child_environ
+from testkit.servers import OWNER, child_environ
 
 
 class Ours(PythonContender):

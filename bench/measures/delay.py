@@ -17,7 +17,7 @@ from bench.measures.setting import Setting
 from bench.pictures import Bar, bars
 from bench.run import RunFailedError
 from heartbeat_app.domain.models import Heartbeat
-from tests.servers import Topic
+from testkit.servers import Topic
 
 OURS = "ours"
 PICTURE = "bench-delay.svg"

@@ -27,7 +27,7 @@ from bench.run import (
     summary,
 )
 from bench.stage import PARTITIONS, send
-from tests.servers import Topic, wait_until
+from testkit.servers import Topic, wait_until
 
 NUMBERS = (1, 2)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from prove.world import Outcome
-from tests.servers import PROJECT
+from testkit.servers import PROJECT
 
 # What a worker, Alembic and the tests need of the project.
 SOURCES = (
     "heartbeat_app",
     "alembic",
+    "testkit",
     "tests",
     "alembic.ini",
     "setup.cfg",

@@ -7,7 +7,7 @@ import time
 from heartbeat_app.embedded.kafka import KafkaServer
 from prove.scenario import scenario
 from prove.world import TOPIC, World
-from tests.cluster import View, node_of
+from testkit.cluster import View, node_of
 
 RATE = 1_500
 # So long what was fetched already is still being stored.

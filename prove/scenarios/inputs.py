@@ -17,8 +17,8 @@ from confluent_kafka import Producer
 from prove.scenario import scenario
 from prove.scenarios.postgres import require_no_restart
 from prove.world import PARTITIONS, TOPIC, World
-from tests.oracle import BAD, BASE, Record, good
-from tests.servers import Crowd
+from testkit.oracle import BAD, BASE, Record, good
+from testkit.servers import Crowd
 
 MEGABYTE = 1_000_000
 MIB = 1024 * 1024

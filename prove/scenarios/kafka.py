@@ -18,8 +18,8 @@ from prove.feed import Feed
 from prove.late import LateCoordinator
 from prove.scenario import scenario
 from prove.world import PARTITIONS, TOPIC, World
-from tests.oracle import BASE, good
-from tests.servers import Worker, free_port
+from testkit.oracle import BASE, good
+from testkit.servers import Worker, free_port
 
 FELL_OUT = "records fell out of the log before they were read"
 # A fetch that waits at the broker is answered within 1.5 s. What is sent later is not

@@ -18,8 +18,8 @@ from prove.proxy import Proxy
 from prove.scenario import scenario
 from prove.scenarios.postgres import require_logged, require_no_restart
 from prove.world import TOPIC, World
-from tests.oracle import BASE, Record, Row
-from tests.servers import Crowd, Worker
+from testkit.oracle import BASE, Record, Row
+from testkit.servers import Crowd, Worker
 
 # What a beat is on the way to PostgreSQL, at least; 57 were measured.
 BYTES_A_BEAT = 50

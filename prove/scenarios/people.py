@@ -16,7 +16,7 @@ from prove.scenarios.postgres import (
     require_no_restart,
 )
 from prove.world import World
-from tests.oracle import BASE, Record, Row
+from testkit.oracle import BASE, Record, Row
 
 
 @scenario("restored from an older backup while the workers run", quick=True)

@@ -16,8 +16,8 @@ from prove.proxy import Proxy
 from prove.scenario import scenario
 from prove.standby import Pair, connect_to, settle_at
 from prove.world import DATABASE, World
-from tests.oracle import BASE
-from tests.servers import Worker, free_port
+from testkit.oracle import BASE
+from testkit.servers import Worker, free_port
 
 SESSIONS = "application_name LIKE 'heartbeat_app%'"
 END_SESSIONS = (

@@ -6,7 +6,7 @@ import signal
 
 from prove.scenario import scenario
 from prove.world import World
-from tests.servers import Worker
+from testkit.servers import Worker
 
 # Frozen for longer than the session time-out of the group (12 s).
 FROZEN_SECONDS = 16.0

@@ -17,8 +17,8 @@ from sqlalchemy import Engine, text
 from heartbeat_app.config import Settings
 from heartbeat_app.kafka.client import Admin
 from heartbeat_app.storage.rollup.rollup import Job
+from testkit.servers import PROJECT, Topic, free_port, run, wait_until
 from tests.booked import Shelf, execute, record
-from tests.servers import PROJECT, Topic, free_port, run, wait_until
 from tests.typed import FAUST, HEARTBEAT_APP, typed
 
 pytestmark = pytest.mark.acceptance

@@ -28,7 +28,7 @@ from heartbeat_app.demo.env_file import ensure_env_file
 from heartbeat_app.embedded import kafka_jars
 from heartbeat_app.env_file import read_env_file
 from heartbeat_app.exceptions import EmbeddedServerError
-from tests.servers import PROJECT, free_port, wait_until
+from testkit.servers import PROJECT, free_port, wait_until
 
 pytestmark = pytest.mark.acceptance
 

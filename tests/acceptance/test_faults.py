@@ -15,8 +15,8 @@ from sqlalchemy import Engine, text
 from heartbeat_app.embedded.kafka import KafkaServer
 from heartbeat_app.embedded.postgres import PostgresServer
 from heartbeat_app.storage.read.books import read_books
-from tests.oracle import RETENTION_DAYS, Oracle
-from tests.servers import (
+from testkit.oracle import RETENTION_DAYS, Oracle
+from testkit.servers import (
     PROJECT,
     Servers,
     Topic,

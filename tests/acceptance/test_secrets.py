@@ -19,9 +19,9 @@ from sqlalchemy import Engine, text
 from heartbeat_app.config import variables
 from heartbeat_app.demo.env_file import ensure_env_file
 from heartbeat_app.env_file import read_env_file
+from testkit.servers import PROJECT, Crowd, Worker
 from tests.acceptance.test_demo import Copy
 from tests.secured import Secured, secured
-from tests.servers import PROJECT, Crowd, Worker
 from tests.typed import HEARTBEAT_APP, typed
 
 pytestmark = pytest.mark.acceptance

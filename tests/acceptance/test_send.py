@@ -21,7 +21,7 @@ from sqlalchemy import Engine, text
 
 from heartbeat_app.domain import models
 from heartbeat_app.domain.models import Heartbeat
-from tests.servers import (
+from testkit.servers import (
     PROJECT,
     Servers,
     Topic,

@@ -17,7 +17,7 @@ import pytest
 
 from heartbeat_app.demo.env_file import ensure_env_file
 from heartbeat_app.demo.preflight import FILES
-from tests.servers import PROJECT, Topic, child_environ, free_port, wait_until
+from testkit.servers import PROJECT, Topic, child_environ, free_port, wait_until
 from tests.typed import FAUST, HEARTBEAT_APP, Done, typed, typing
 
 pytestmark = pytest.mark.acceptance

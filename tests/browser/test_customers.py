@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from testkit.servers import PROJECT
 from tests.browser.browser import Browser
-from tests.servers import PROJECT
 
 pytestmark = pytest.mark.integration
 

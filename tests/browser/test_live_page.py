@@ -22,8 +22,8 @@ from selenium.webdriver.common.keys import Keys
 from sqlalchemy import text
 
 from heartbeat_app.domain.models import Heartbeat, encode
+from testkit.servers import PROJECT, Crowd, Servers, Topic, Worker
 from tests.browser.browser import Browser
-from tests.servers import PROJECT, Crowd, Servers, Topic, Worker
 
 pytestmark = pytest.mark.integration
 

@@ -16,10 +16,10 @@ import psycopg2
 import pytest
 
 from heartbeat_app.embedded.postgres_home import installed_programs
+from testkit.servers import free_port, wait_until
 from tests.deploy import containers, dockerfile
 from tests.deploy.composefile import PROJECT
 from tests.deploy.containers import ComposeKafka, ComposePostgresql
-from tests.servers import free_port, wait_until
 
 pytestmark = pytest.mark.integration
 

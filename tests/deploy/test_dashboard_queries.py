@@ -17,10 +17,11 @@ import pytest
 from psycopg2.extensions import connection as Connection
 from psycopg2.extras import execute_values
 
-from tests.deploy import containers, dashboards
+from testkit import dashboards
+from testkit.dashboards import FIRST_QUERY, SPANS, Query
+from testkit.grafana_macros import View, expand
+from tests.deploy import containers
 from tests.deploy.containers import ComposePostgresql
-from tests.deploy.dashboards import FIRST_QUERY, SPANS, Query
-from tests.deploy.grafana_macros import View, expand
 
 pytestmark = pytest.mark.integration
 

@@ -16,11 +16,12 @@ import yaml
 from promql_parser import AggregateExpr, BinaryExpr, MatrixSelector, VectorSelector
 
 from heartbeat_app.storage.db.roles import READER
+from testkit import dashboards
+from testkit.dashboards import ALERTING, DATA_SOURCES, POSTGRESQL, PROMETHEUS, Json
 from tests import counted
-from tests.deploy import containers, dashboards
+from tests.deploy import containers
 from tests.deploy.colours import KINDS_OF_SIGHT, distance
 from tests.deploy.composefile import PROJECT
-from tests.deploy.dashboards import ALERTING, DATA_SOURCES, POSTGRESQL, PROMETHEUS, Json
 
 PROVISIONING = PROJECT / "grafana" / "provisioning"
 DASHBOARDS = dashboards.load()

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.deploy.grafana_macros import View, expand, interval
+from testkit.grafana_macros import View, expand, interval
 
 NOON = datetime(2025, 1, 1, 12, tzinfo=UTC)
 VIEW = View(NOON, NOON + timedelta(seconds=90.5), "15s", {"who": "O'Brien $who"})

@@ -15,11 +15,11 @@ from typing import Any
 import psutil
 import pytest
 
+from testkit.servers import free_port, wait_until
 from tests.deploy import containers, dockerfile
 from tests.deploy.buildah import Buildah, why_not
 from tests.deploy.composefile import PROJECT
 from tests.deploy.containers import ComposeKafka, ComposePostgresql
-from tests.servers import free_port, wait_until
 
 pytestmark = [
     pytest.mark.image,

@@ -33,9 +33,10 @@ from heartbeat_app.storage.rollup.ingest import Hours
 from heartbeat_app.storage.rollup.rollup import Job
 from heartbeat_app.storage.write.ledger import PostgresLedger
 from heartbeat_app.storage.write.writer import Writer
-from tests.deploy import containers, dashboards
+from testkit import dashboards
+from testkit.grafana_macros import View, expand
+from tests.deploy import containers
 from tests.deploy.containers import ComposePostgresql
-from tests.deploy.grafana_macros import View, expand
 from tests.deploy.test_prometheus import ANSWERS
 from tests.storing import TOPIC, TOPIC_ID, batch_of
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy import dashboards
-from tests.deploy.prometheus import Prometheus, Promtool, unpack
+from testkit import dashboards
+from testkit.prometheus import Prometheus, Promtool, unpack
+from testkit.servers import PROJECT, Topic, Worker
 from tests.deploy.test_grafana import documented
-from tests.servers import PROJECT, Topic, Worker
 
 pytestmark = pytest.mark.integration
 

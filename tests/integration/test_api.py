@@ -23,7 +23,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from heartbeat_app.storage.rollup import marks
-from tests.servers import PROJECT, Topic, Worker, run
+from testkit.servers import PROJECT, Topic, Worker, run
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,8 @@ from confluent_kafka import Producer
 from sqlalchemy import Engine, text
 
 from heartbeat_app.storage.read.books import read_books
-from tests.oracle import Oracle
-from tests.servers import Topic, Worker
+from testkit.oracle import Oracle
+from testkit.servers import Topic, Worker
 
 pytestmark = pytest.mark.integration
 

@@ -15,8 +15,8 @@ from heartbeat_app.storage.operator.replay import replay
 from heartbeat_app.storage.read import books as module
 from heartbeat_app.storage.read.books import Rows, read_books
 from heartbeat_app.storage.write.writer import Written
+from testkit.servers import PROJECT, engine_of, run
 from tests.booked import NOW, RULES, Shelf, execute, record
-from tests.servers import PROJECT, engine_of, run
 
 pytestmark = pytest.mark.integration
 

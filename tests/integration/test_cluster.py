@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from heartbeat_app.embedded.kafka import KafkaServer
-from tests.cluster import View, make_brokers, node_of, servers_of
-from tests.servers import Servers, Topic, Worker
+from testkit.cluster import View, make_brokers, node_of, servers_of
+from testkit.servers import Servers, Topic, Worker
 
 pytestmark = pytest.mark.integration
 

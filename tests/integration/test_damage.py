@@ -11,8 +11,8 @@ from confluent_kafka import TopicPartition
 from sqlalchemy import Engine, text
 
 from heartbeat_app.storage.read.books import read_books
-from tests.oracle import Oracle
-from tests.servers import Servers, Topic, Worker
+from testkit.oracle import Oracle
+from testkit.servers import Servers, Topic, Worker
 
 pytestmark = pytest.mark.integration
 

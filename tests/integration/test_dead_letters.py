@@ -22,8 +22,8 @@ from heartbeat_app.storage.write.dead_letters import (
     get_letter,
     list_letters,
 )
+from testkit.servers import engine_of
 from tests.booked import NOW, Shelf, execute, record
-from tests.servers import engine_of
 
 pytestmark = pytest.mark.integration
 

@@ -17,9 +17,9 @@ from heartbeat_app.kafka.client import Admin
 from heartbeat_app.storage.operator.erase import erase
 from heartbeat_app.storage.read.books import Books, read_books
 from heartbeat_app.storage.read.compare import Lookup
+from testkit.oracle import Oracle
+from testkit.servers import Topic, Worker, run
 from tests.booked import execute, record
-from tests.oracle import Oracle
-from tests.servers import Topic, Worker, run
 
 pytestmark = pytest.mark.integration
 

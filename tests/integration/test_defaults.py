@@ -18,7 +18,7 @@ from sqlalchemy import Engine, pool, text
 from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.storage.db.engine import make_engine, make_migration_engine
 from heartbeat_app.storage.db.sessions import PINNED
-from tests.servers import Servers, alembic, engine_of
+from testkit.servers import Servers, alembic, engine_of
 from tests.typed import typed
 
 from . import (

@@ -23,7 +23,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from heartbeat_app.embedded import KafkaServer, kafka_jars
 from heartbeat_app.exceptions import EmbeddedServerError
-from tests.servers import free_port
+from testkit.servers import free_port
 
 pytestmark = pytest.mark.integration
 

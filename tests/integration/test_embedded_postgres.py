@@ -20,7 +20,7 @@ import pytest
 from heartbeat_app.embedded import PostgresServer
 from heartbeat_app.embedded.postgres_home import SYSTEM_DIR
 from heartbeat_app.exceptions import EmbeddedServerError
-from tests.servers import free_port, wait_until
+from testkit.servers import free_port, wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -29,8 +29,8 @@ from heartbeat_app.storage.read.books import read_books
 from heartbeat_app.storage.rollup.rollup import Job
 from heartbeat_app.storage.write.ledger import PostgresLedger
 from heartbeat_app.storage.write.writer import Writer, Written
+from testkit.servers import OWNER, Topic, Worker
 from tests.rolled_up import differences
-from tests.servers import OWNER, Topic, Worker
 from tests.storing import (
     REFUSAL,
     START,

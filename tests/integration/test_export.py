@@ -21,7 +21,7 @@ from heartbeat_app.storage.db.engine import make_engine
 from heartbeat_app.storage.read import extract
 from heartbeat_app.storage.read.extract import Row, read_pages
 from heartbeat_app.terminal.progress import LINE_SECONDS
-from tests.servers import wait_until
+from testkit.servers import wait_until
 from tests.storing import Kept
 from tests.typed import HEARTBEAT_APP, typed, typing
 

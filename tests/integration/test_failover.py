@@ -21,7 +21,7 @@ from heartbeat_app.storage.write.ledger import PostgresLedger
 from heartbeat_app.storage.write.writer import Writer
 from prove.scenarios.postgres import demote
 from prove.standby import Standby
-from tests.servers import Servers, alembic, free_port, run, wait_until
+from testkit.servers import Servers, alembic, free_port, run, wait_until
 from tests.storing import TOPIC, TOPIC_ID, batch_of, beat
 from tests.typed import typed
 

@@ -11,7 +11,7 @@ from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.exceptions import CommandError, ConfigurationError
 from heartbeat_app.kafka.client import Admin, LogRange, explained
 from heartbeat_app.kafka.topics import ensure_topic
-from tests.servers import Topic, wait_until
+from testkit.servers import Topic, wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -18,13 +18,13 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from tests.servers import Servers, Topic, Worker, wait_until
+from testkit.servers import Servers, Topic, Worker, wait_until
 
 pytestmark = pytest.mark.integration
 
 
 class LaneWorker(Worker):
-    """A worker of tests/integration/lane_app.py."""
+    """A worker of testkit/lane_app.py."""
 
     def __init__(self, servers: Servers, name: str, folder: Path, **options: Any):
         folder.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ class LaneWorker(Worker):
 
     def start(self, *command: str) -> LaneWorker:
         super().start(
-            sys.executable, "-m", "tests.integration.lane_app", "worker", "-l", "info",
+            sys.executable, "-m", "testkit.lane_app", "worker", "-l", "info",
         )  # fmt: skip
         return self
 

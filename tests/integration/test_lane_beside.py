@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from prove.beside import PARTITIONS, Round, interrupt, judge
-from tests.servers import Servers, wait_until
+from testkit.servers import Servers, wait_until
 
 pytestmark = pytest.mark.integration
 

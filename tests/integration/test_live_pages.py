@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from heartbeat_app.domain.models import Heartbeat, encode
-from tests.servers import Topic, Worker
+from testkit.servers import Topic, Worker
 
 pytestmark = pytest.mark.integration
 

@@ -18,7 +18,7 @@ from bench.viewers import Cost, measure
 from heartbeat_app.config import Settings
 from heartbeat_app.domain.models import Heartbeat, encode
 from heartbeat_app.live.feed import Feed
-from tests.servers import Crowd, Servers, Topic, Worker
+from testkit.servers import Crowd, Servers, Topic, Worker
 
 pytestmark = pytest.mark.integration
 

@@ -13,9 +13,9 @@ from sqlalchemy import Engine, text
 from heartbeat_app.storage.db.catalog import existing_days
 from heartbeat_app.storage.rollup.rollup import Job
 from heartbeat_app.storage.write.writer import Writer
-from tests.oracle import RETENTION_DAYS, Oracle, good
+from testkit.oracle import RETENTION_DAYS, Oracle, good
+from testkit.servers import Topic, Worker, wait_until
 from tests.rolled_up import differences, rows
-from tests.servers import Topic, Worker, wait_until
 from tests.storing import START, Kept, batch_of, beat, cut_short
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from heartbeat_app.config import load_settings
-from tests.servers import (
+from testkit.servers import (
     PROJECT,
     Servers,
     child_environ,

@@ -31,8 +31,7 @@ from heartbeat_app.storage.read.customers import list_customers, list_latest
 from heartbeat_app.storage.rollup.rollup import Job
 from heartbeat_app.storage.write.ledger import PostgresLedger
 from heartbeat_app.storage.write.writer import Writer
-from tests import debian_postgres
-from tests.servers import (
+from testkit.servers import (
     OWNER,
     PROJECT,
     Servers,
@@ -41,6 +40,7 @@ from tests.servers import (
     engine_of,
     run,
 )
+from tests import debian_postgres
 from tests.storing import (
     START,
     TOPIC,

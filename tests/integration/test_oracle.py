@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Engine, text
 
+from testkit.oracle import RETENTION_DAYS, Oracle
+from testkit.servers import Topic, Worker
 from tests.acceptance.test_faults import send
-from tests.oracle import RETENTION_DAYS, Oracle
-from tests.servers import Topic, Worker
 
 pytestmark = pytest.mark.integration
 

@@ -16,8 +16,8 @@ from heartbeat_app.config import Settings, load_settings
 from heartbeat_app.storage.db.engine import make_engine
 from heartbeat_app.storage.write.ledger import PostgresLedger
 from heartbeat_app.storage.write.writer import Writer
+from testkit.servers import PROJECT, Servers, Topic, Worker, child_environ
 from tests.pgbouncer import PgBouncer, why_not
-from tests.servers import PROJECT, Servers, Topic, Worker, child_environ
 from tests.storing import START, TOPIC, TOPIC_ID, Kept, batch_of, beat
 from tests.typed import typed
 

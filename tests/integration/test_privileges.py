@@ -30,7 +30,7 @@ from heartbeat_app.storage.rollup.ingest import Hours
 from heartbeat_app.storage.rollup.rollup import Job, read_backlog
 from heartbeat_app.storage.write import dead_letters
 from heartbeat_app.storage.write.writer import Writer
-from tests.servers import Servers, alembic
+from testkit.servers import Servers, alembic
 from tests.storing import (
     START,
     Kept,

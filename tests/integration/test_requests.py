@@ -17,7 +17,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from heartbeat_app.domain.models import Heartbeat, encode
-from tests.servers import Crowd, Topic, Worker
+from testkit.servers import Crowd, Topic, Worker
 
 pytestmark = pytest.mark.integration
 

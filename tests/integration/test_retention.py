@@ -26,9 +26,9 @@ from heartbeat_app.storage.read.books import Rows, read_books
 from heartbeat_app.storage.rollup.marks import day_span, mark_spans
 from heartbeat_app.storage.rollup.rollup import Job
 from heartbeat_app.storage.write.writer import Writer, Written
+from testkit.servers import engine_of
 from tests.booked import NOW, Shelf, record
 from tests.rolled_up import rows
-from tests.servers import engine_of
 from tests.storing import START, batch_of, beat, cut_short
 from tests.storing import Kept as Tables
 

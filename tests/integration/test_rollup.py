@@ -27,9 +27,9 @@ from heartbeat_app.storage.read.books import read_books
 from heartbeat_app.storage.rollup import rollup, rollup_check
 from heartbeat_app.storage.rollup.rollup import Job, read_backlog, read_marks
 from heartbeat_app.storage.write.writer import Writer
+from testkit.servers import engine_of, wait_until
 from tests.booked import NOW, Shelf, record
 from tests.rolled_up import differences, rows
-from tests.servers import engine_of, wait_until
 from tests.storing import START, Kept, batch_of, beat, beats
 
 pytestmark = pytest.mark.integration

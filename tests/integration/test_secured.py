@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from sqlalchemy import Engine, text
 
+from testkit.servers import PROJECT, Worker, run
 from tests import debian_postgres
 from tests.secured import Secured, secured
-from tests.servers import PROJECT, Worker, run
 from tests.typed import Done, typed
 
 pytestmark = pytest.mark.integration

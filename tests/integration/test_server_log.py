@@ -17,7 +17,7 @@ from heartbeat_app.domain.batches import Refused
 from heartbeat_app.domain.validation import Reason, Refusal, Rules
 from heartbeat_app.storage.operator.replay import replay
 from heartbeat_app.storage.write.writer import Writer
-from tests.servers import Servers
+from testkit.servers import Servers
 from tests.storing import START, Kept, Received, batch_of, beat, store
 
 pytestmark = pytest.mark.integration

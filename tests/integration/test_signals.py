@@ -16,7 +16,7 @@ import pytest
 from heartbeat_app.demo.signals import StopSignals
 from heartbeat_app.embedded.processes import STOP_SIGNALS, run_to_end, signals_held
 from heartbeat_app.embedded.server import EmbeddedServer
-from tests.servers import free_port
+from testkit.servers import free_port
 
 pytestmark = pytest.mark.integration
 

@@ -13,8 +13,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from heartbeat_app.simulator.synthetic import SyntheticCustomers
-from tests.oracle import Oracle
-from tests.servers import PROJECT, Servers, Topic, Worker, run, wait_until
+from testkit.oracle import Oracle
+from testkit.servers import PROJECT, Servers, Topic, Worker, run, wait_until
 
 pytestmark = pytest.mark.integration
 

@@ -30,7 +30,7 @@ from heartbeat_app.storage.db.engine import database_url, make_engine
 from heartbeat_app.storage.write import writer as storage_writer
 from heartbeat_app.storage.write.ledger import PostgresLedger
 from heartbeat_app.storage.write.writer import Writer, Written
-from tests.servers import Servers, wait_until
+from testkit.servers import Servers, wait_until
 from tests.storing import (
     TOPIC,
     TOPIC_ID,

@@ -22,8 +22,8 @@ from heartbeat_app.storage.rollup.rollup import Backlog
 from heartbeat_app.storage.write.writer import Written
 from heartbeat_app.worker.metrics import CAUSES, Metrics, cause_of
 from heartbeat_app.worker.watchdog import Health
+from testkit.servers import PROJECT
 from tests.counted import BATCH, HEALTH, POLICIES, metrics
-from tests.servers import PROJECT
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
 

@@ -8,7 +8,7 @@ from prove.guards import GUARDS, Guard, without
 from prove.report import PAGE
 from prove.scenario import scenarios
 from prove.world import Outcome
-from tests.servers import PROJECT
+from testkit.servers import PROJECT
 
 
 @pytest.mark.parametrize("guard", GUARDS.values(), ids=GUARDS)

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.composefile import PROJECT
-from tests.deploy.grafana_macros import DEFAULT_POINTS, View, expand
+from testkit.grafana_macros import DEFAULT_POINTS, View, expand
+from testkit.servers import PROJECT
 
 GRAFANA = PROJECT / "grafana"
 DATA_SOURCES = yaml.safe_load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 
-from tests.servers import PROJECT
+from testkit.servers import PROJECT
 
 # What a worker runs on; results and documents change by what is measured.
 SOURCES = ("heartbeat_app", "alembic", "setup.cfg", "constraints.txt")

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import yaml
 
-from tests.servers import free_port, wait_until
+from testkit.servers import free_port, wait_until
 
 PACKAGE = "prometheus"
 

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from sqlalchemy import Connection, Engine, text
+
+from testkit.servers import PROJECT
 
 BASE = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -53,7 +54,7 @@ FULL JOIN (
 WHERE (:unit AT TIME ZONE 'UTC')::DATE NOT IN (SELECT day FROM dropped_days)
   AND expected.count IS DISTINCT FROM found.counted
 """
-RECORDINGS = Path(__file__).parent / "recordings"
+RECORDINGS = PROJECT / "tests" / "recordings"
 
 Row = tuple[str, datetime, int]
 # Partition, key and value.

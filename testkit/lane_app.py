@@ -1,6 +1,6 @@
 """A Faust app of its own on the lane, for the tests: what it stores is a file.
 
-    python -m tests.integration.lane_app worker
+    python -m testkit.lane_app worker
 
 LANE_APP (JSON) says how it behaves; `stored` is its file, one JSON line a record.
 """

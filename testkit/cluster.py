@@ -10,7 +10,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from heartbeat_app.embedded.kafka import KafkaServer, make_cluster_id
-from tests.servers import free_port, wait_until
+from testkit.servers import free_port, wait_until
 
 BROKERS = 3
 # What a cluster for production has: each record at three brokers, acknowledged by two.
