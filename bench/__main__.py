@@ -49,7 +49,7 @@ OURS_ALONE = {"memory", "roll-ups", "workers"}
     "--dry-run",
     is_flag=True,
     help="Print the section instead of writing bench/results.json and "
-    "docs/benchmarks.md.",
+    "docs/explanation/benchmarks.md.",
 )
 def main(
     measures: tuple[str, ...],

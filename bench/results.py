@@ -1,4 +1,4 @@
-"""bench/results.json, and what docs/benchmarks.md has of it, pictures too."""
+"""bench/results.json, and what docs/explanation/benchmarks.md shows of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench.measures import MEASURES
 from bench.process import PROJECT
 
 RESULTS = PROJECT / "bench" / "results.json"
-DOCUMENT = PROJECT / "docs" / "benchmarks.md"
+DOCUMENT = PROJECT / "docs" / "explanation" / "benchmarks.md"
 IMAGES = PROJECT / "docs" / "images"
 # What is outside of these lines is written by hand and stays.
 BEGIN = "<!-- Written by scripts/bench: begin -->"
@@ -48,8 +48,9 @@ def insert(document: str, generated: str) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end or BEGIN in rest or END in after:
         raise ValueError(
-            f"docs/benchmarks.md has to hold the lines {BEGIN!r} and {END!r} once "
-            "each, in this order: what stands between them is written anew."
+            f"docs/explanation/benchmarks.md has to hold the lines {BEGIN!r} and "
+            f"{END!r} once each, in this order: what stands between them is written "
+            "anew."
         )
     return f"{before}{BEGIN}\n\n{generated}\n{END}{after}"
 

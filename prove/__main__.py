@@ -1,4 +1,4 @@
-"""`scripts/prove`: runs scenarios on real servers and writes docs/reliability.md."""
+"""`scripts/prove`: runs scenarios on real servers, and writes their page."""
 
 from __future__ import annotations
 
@@ -165,8 +165,9 @@ def main(
 ) -> None:
     """Do to the parts what may happen to them, and look that no beat is lost.
 
-    What was found goes into docs/reliability.md, but for what --quick ran. Ends with
-    status 1 when anything was lost, doubled or wrong; with --without, when nothing was.
+    What was found goes into docs/explanation/reliability.md, but for what --quick ran.
+    Ends with status 1 when anything was lost, doubled or wrong; with --without, when
+    nothing was.
     """
     known = scenarios()
     everything = all_of_them()

@@ -1,4 +1,4 @@
-"""Keeps what was proved in prove/results.json, and writes docs/reliability.md."""
+"""Keeps results in prove/results.json, and writes docs/explanation/reliability.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from testkit.commit import commit
 from testkit.servers import PROJECT
 
 RESULTS = PROJECT / "prove" / "results.json"
-PAGE = PROJECT / "docs" / "reliability.md"
+PAGE = PROJECT / "docs" / "explanation" / "reliability.md"
 RUNS_KEPT = 3
 
 # What stands above the tables.

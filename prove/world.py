@@ -45,7 +45,7 @@ PARTITIONS = 4
 # Where the logs of workers are kept that ended by themselves.
 LOGS = Path(__file__).parent / "logs"
 LAST_LINES = 60
-# Seconds from a beat to its roll-ups, as docs/storage.md promises.
+# Seconds from a beat to its roll-ups, as docs/explanation/storage.md promises.
 ROLLED_UP_WITHIN = 60.0
 # What a worker does at its next pass, and goes on with while there is more.
 ROLL_UP = """

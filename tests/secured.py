@@ -34,8 +34,8 @@ USER = "heartbeats"
 GROUP = "secured"
 TOPIC = "secured-beats"
 
-# What docs/deployment.md lists: on the topic, the group, and the topics that Faust
-# makes, whose names begin with the group's.
+# What docs/how-to/deployment.md lists: on the topic, the group, and the topics that
+# Faust makes, whose names begin with the group's.
 RIGHTS = (
     (ResourceType.TOPIC, TOPIC, ResourcePatternType.LITERAL, "READ"),
     (ResourceType.TOPIC, TOPIC, ResourcePatternType.LITERAL, "WRITE"),

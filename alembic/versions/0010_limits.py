@@ -155,8 +155,9 @@ END
 $$
 """
 
-# The owner may set it back, to have a partition read again; see docs/deployment.md.
-# The condition costs a hundredth of a millisecond a transaction, less than a function.
+# The owner may set it back, to have a partition read again, see
+# docs/how-to/deployment.md. The condition costs a hundredth of a millisecond a
+# transaction, less than a function.
 LEDGER_GOES_FORWARD = """
 CREATE FUNCTION ledger_goes_forward() RETURNS TRIGGER
 LANGUAGE plpgsql

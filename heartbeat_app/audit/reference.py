@@ -2,7 +2,7 @@
 
 The deep audit judges records by it, and so does the fuzzer what the application makes
 of them. The grammars are those of RFC 8259 (JSON) and RFC 3339 (instants), the reasons
-those of docs/dead-letters.md.
+those of docs/reference/dead-letters.md.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def dead_letters_group() -> None:
     """Look at refused records, and replay them.
 
     A record that is no heartbeat is kept as it was received, with the reason. The
-    reasons are listed in docs/dead-letters.md.
+    reasons are listed in docs/reference/dead-letters.md.
     """
 
 

@@ -150,7 +150,7 @@ def erased(result: Erasure) -> str:
             "\nThe roll-ups of all customers together keep the customer's share of "
             f"{_many(result.shares, 'dropped day')}: in their sums, and the lowest or "
             "highest heart rate of a minute or an hour may be the customer's. They "
-            "name nobody; see docs/security.md."
+            "name nobody; see docs/explanation/security.md."
         )
     return words
 

@@ -33,7 +33,7 @@ _LEAP_SECOND = re.compile(
 
 
 class Reason(enum.StrEnum):
-    """Stable codes of `dead_letters.reason`; documented in docs/dead-letters.md."""
+    """Stable codes of `dead_letters.reason`, see docs/reference/dead-letters.md."""
 
     EMPTY = "empty"
     NOT_JSON = "not_json"

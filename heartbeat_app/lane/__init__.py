@@ -4,8 +4,8 @@ Stock Faust moves records one at a time, and acknowledges a record whose agent f
 For the topics that opt in, the lane hands whole fetches to the agent, a `Chunk` for
 each partition, resumes from a `Ledger` that is kept in the same transaction as the
 data, and takes Kafka's committed offsets for no more than a hint. Other topics of the
-same app do what Faust documents; docs/architecture.md has the differences. Nothing in
-here knows what the records are.
+same app do what Faust documents; docs/explanation/architecture.md has the differences.
+Nothing in here knows what the records are.
 
     lane = Lane(topics={"orders"}, ledger=my_ledger, topic_ids=my_lookup)
     app = LaneApp("shop", lane=lane, broker=…)

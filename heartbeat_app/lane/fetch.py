@@ -665,7 +665,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             log.error(
                 "%s[%d]: %s. It is fetched again every second, and nothing behind it "
                 "is read before. Where no broker has it right, delete it by "
-                "kafka-delete-records; see docs/troubleshooting.md.",
+                "kafka-delete-records; see docs/how-to/troubleshooting.md.",
                 *tp,
                 damage,
             )

@@ -80,7 +80,7 @@ class TopicWatch(Service):
                     "and stored, and the topic is the same. Kafka lost records (an "
                     "unclean election, a restored broker?). Nothing is read from it "
                     "until the records are back or a person decides; see "
-                    "docs/troubleshooting.md.",
+                    "docs/how-to/troubleshooting.md.",
                     tp.topic,
                     tp.partition,
                     partition.expected,

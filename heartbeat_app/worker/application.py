@@ -270,8 +270,8 @@ class HeartbeatWorker(faust.Worker):
             assert isinstance(self.app, HeartbeatApp)
             words = (
                 f"Kafka at {self.app.settings.kafka_bootstrap_servers} does not let "
-                f"this worker go on: {error} Allow it what docs/deployment.md lists, "
-                "for the topic and for KAFKA_GROUP_ID."
+                f"this worker go on: {error} Allow it what docs/how-to/deployment.md "
+                "lists, for the topic and for KAFKA_GROUP_ID."
             )
         click.echo(printable(f"Error: {words}"), err=True)
         sys.stdout.flush()

@@ -1,6 +1,6 @@
 """What Prometheus asks for: counted a batch at a time, never a beat at a time.
 
-docs/metrics.md lists every metric; a test compares it with this module.
+docs/reference/metrics.md lists every metric; a test compares it with this module.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ RATE = 1_500
 # So long what was fetched already is still being stored.
 FETCHED_SECONDS = 2.0
 # Beats are stored again in all partitions so long after a broker has gone, as
-# docs/deployment.md says.
+# docs/how-to/deployment.md says.
 KILLED_SECONDS = 30.0
 STOPPED_SECONDS = 20.0
 FROZEN_SECONDS = 45.0

@@ -286,7 +286,7 @@ def many_new_days(world: World) -> None:
     require_no_restart(world)
 
 
-# As docs/storage.md says.
+# As docs/explanation/storage.md says.
 MAX_DAYS = 2_500
 
 

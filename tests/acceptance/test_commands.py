@@ -63,7 +63,7 @@ def test_the_documents_show_the_commands_help(environ: dict[str, str]) -> None:
         "dead-letters",
     ):
         assert re.search(rf"^  {command} +\S", main, re.MULTILINE), command
-    text = (PROJECT / "docs" / "commands.md").read_text()
+    text = (PROJECT / "docs" / "reference" / "commands.md").read_text()
     shown = re.findall(r"```text\n(Usage: .*?)\n```", text, re.DOTALL)
     assert sorted(shown) == sorted(helps.values())
 

@@ -51,5 +51,5 @@ def test_ours_is_not_much_slower_than_copy(stage: Stage) -> None:
     pytest.fail(
         f"The worker stored {RECORDS:,} records at {max(ratios):.2f} of COPY's rate at "
         f"best ({ratios}), less than {LEAST}. Run `scripts/bench -c copy -c ours` on "
-        "an idle machine, and see docs/benchmarks.md for where the time goes."
+        "an idle machine; docs/explanation/benchmarks.md tells where the time goes."
     )

@@ -117,7 +117,7 @@ def test_the_documented_backup_comes_back(
     """With a day that came after it, which has a partition that the backup lacks."""
     folder = containers.app_folder(tmp_path)
     containers.migrate(folder, postgresql=compose_postgresql.port)
-    documentation = (PROJECT / "docs" / "deployment.md").read_text()
+    documentation = (PROJECT / "docs" / "how-to" / "deployment.md").read_text()
     prefix = "docker-compose exec -T postgresql "
     dump, *restore = (
         line.removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""docker-compose.yml keeps what docs/deployment.md promises."""
+"""docker-compose.yml keeps what docs/how-to/deployment.md promises."""
 
 from __future__ import annotations
 
@@ -344,7 +344,9 @@ def test_the_documentation_names_every_variable_that_compose_reads() -> None:
     read = set(re.findall(r"(?<!\$)\$\{(\w+)", composefile.COMPOSE_FILE.read_text()))
     for service in file["services"].values():
         read |= {n for n, v in service.get("environment", {}).items() if v is None}
-    documentation = (composefile.PROJECT / "docs" / "deployment.md").read_text()
+    documentation = (
+        composefile.PROJECT / "docs" / "how-to" / "deployment.md"
+    ).read_text()
     assert read - set(re.findall(r"[A-Z_]{2,}", documentation)) == set()
 
 

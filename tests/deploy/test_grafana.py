@@ -499,13 +499,15 @@ def mistakes(question: str) -> list[str]:
 
 
 def documented() -> Iterator[tuple[str, str]]:
-    """What docs/metrics.md proposes to ask."""
+    """What docs/reference/metrics.md proposes to ask."""
     (block,) = re.findall(
-        r"```promql\n(.*?)```", (PROJECT / "docs/metrics.md").read_text(), re.DOTALL
+        r"```promql\n(.*?)```",
+        (PROJECT / "docs/reference/metrics.md").read_text(),
+        re.DOTALL,
     )
     for line in block.splitlines():
         if not line.startswith("#"):
-            yield "docs/metrics.md", line
+            yield "docs/reference/metrics.md", line
 
 
 @pytest.mark.parametrize(("where", "question"), [*dashboards.promql(), *documented()])

@@ -217,7 +217,7 @@ def test_old_books_are_put_aside_as_the_document_says(
         "INSERT INTO dropped_dead_letters (topic_id, partition, letters)"
         " VALUES ('topic-id', 2, 1), ('topic-id', 3, 1)",
     )
-    words = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    words = (PROJECT / "docs" / "how-to" / "troubleshooting.md").read_text()
     [statements] = re.findall(r"BEGIN;\n(.*?)COMMIT;", words, re.DOTALL)
     execute(engine, statements)
     books = read_books(engine, deep=True)

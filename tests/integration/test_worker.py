@@ -401,7 +401,7 @@ def test_a_log_that_lost_its_end_waits_for_a_person(
     environ: dict[str, str],
     make_worker: Callable[..., Worker],
 ) -> None:
-    """And goes on after the statements of docs/troubleshooting.md."""
+    """And goes on after the statements of docs/how-to/troubleshooting.md."""
     topic.make(partitions=1)
     oracle = Oracle(seed=1, partitions=1)
     topic.produce(values(oracle, 100, bad=0.01))
@@ -423,7 +423,7 @@ def test_a_log_that_lost_its_end_waits_for_a_person(
     assert count(engine) < len(oracle.rows), "records that took others' offsets"
     assert worker.stop() == 0
 
-    page = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    page = (PROJECT / "docs" / "how-to" / "troubleshooting.md").read_text()
     statements = page.partition("      BEGIN;")[2].partition("      COMMIT;")[0]
     statements = statements.replace("'heartbeats'", f"'{topic.name}'")
     with engine.begin() as connection:

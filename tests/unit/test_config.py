@@ -362,7 +362,7 @@ def test_settings_do_not_change_after_they_were_read() -> None:
 
 
 def test_the_table_of_the_documents_agrees_with_the_code() -> None:
-    text = (PROJECT / "docs" / "settings.md").read_text()
+    text = (PROJECT / "docs" / "reference" / "settings.md").read_text()
     rows = re.findall(
         r"^\| `([A-Z_]+)` \| (.+) \| (.+) \| (.+) \|$", text, re.MULTILINE
     )

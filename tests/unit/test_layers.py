@@ -13,7 +13,7 @@ import heartbeat_app
 
 PACKAGE = "heartbeat_app"
 FOLDER = Path(heartbeat_app.__file__).parent
-DOCS = FOLDER.parent / "docs" / "architecture.md"
+DOCS = FOLDER.parent / "docs" / "explanation" / "architecture.md"
 
 # A room is a folder, or a module right below the top. A row names the rooms that it may
 # import, all of which stand above it.

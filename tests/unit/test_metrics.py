@@ -1,4 +1,4 @@
-"""The metrics are what the batches were, and docs/metrics.md names them all."""
+"""The metrics are what the batches were, and docs/reference/metrics.md has them all."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def test_names_follow_prometheus_conventions(name: str) -> None:
 
 
 def test_the_docs_name_every_metric_and_no_other() -> None:
-    text = (PROJECT / "docs" / "metrics.md").read_text()
+    text = (PROJECT / "docs" / "reference" / "metrics.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \|", text, re.MULTILINE)
     told = {
         name: (type, set(re.findall(r"`(\w+)`", labels))) for name, type, labels in rows
@@ -219,7 +219,7 @@ def test_the_docs_name_every_metric_and_no_other() -> None:
 
 
 def test_the_docs_ask_only_for_metrics_that_there_are() -> None:
-    text = (PROJECT / "docs" / "metrics.md").read_text()
+    text = (PROJECT / "docs" / "reference" / "metrics.md").read_text()
     asked = set(re.findall(r"\bheartbeat_app_\w+", text.split("## Scraping")[1]))
     samples = {
         sample.name

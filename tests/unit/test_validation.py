@@ -24,7 +24,7 @@ from heartbeat_app.domain.validation import (
 from tests.fuzz.verdict import NOW, RETENTION, RULES, hold
 from tests.record_strategies import ANY_VALUE, RIGHT
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "reference"
 
 # What only the database can decide; tests/integration reach these.
 DECIDED_ELSEWHERE = {
