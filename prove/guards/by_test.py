@@ -158,8 +158,9 @@ BY_TEST = (
         (
             Patch(
                 FETCH,
-                "        if id(state) != id(self._sought.get(tp)):\n",
-                "        if False:\n",
+                "        if id(state) != id(self._sought.get(tp)):\n"
+                "            return None",
+                "        if False:\n            return None",
             ),
         ),
     ),

@@ -301,7 +301,7 @@ def test_a_write_is_broken_off_before_it_is_a_standstill() -> None:
 BLOCKED = """
 import asyncio, ctypes, time
 from types import SimpleNamespace
-from heartbeat_app import watchdog
+from heartbeat_app.worker import watchdog
 
 def block_helpers():
     for _ in range(64):
