@@ -11,9 +11,12 @@ import math
 import re
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from typing import NamedTuple
 
 from aiokafka.errors import KafkaError
 
@@ -37,6 +40,8 @@ NOT_OF_THE_RECORD = {
     "too_large",
     "too_many_days",
 }
+# Only a valid beat has a dead letter for these.
+OF_BEATS = {"conflict", "too_many_days"}
 
 LATEST = 253_402_300_799_999_999  # the last microsecond of the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,6 +57,8 @@ LOST = "valid beats are neither a row nor a dead letter"
 OTHER_RATE = "beats have a row with another heart rate, and no dead letter"
 NO_LETTER = "rejected records have no dead letter"
 WRONG_LETTER = "valid beats have a dead letter that calls them invalid"
+OTHER_REASON = "rejected records have a dead letter with a reason that is not theirs"
+OTHER_VALUE = "dead letters hold another value than their records"
 STRAY_LETTER = "dead letters are of offsets at which Kafka has no record"
 # Where the retention has dropped dead letters, these may have had one.
 MAY_BE_DROPPED = (LOST, OTHER_RATE, NO_LETTER)
@@ -243,16 +250,22 @@ class Comparer:
             compared.not_verifiable += part.holes
             for record in part.records:
                 letter = letters.get(record.offset)
-                beat, is_sure = judged(record)
-                if self._is_given_up(record.offset) or not (is_sure or letter):
+                judgement = judged(record)
+                if self._is_given_up(record.offset) or not (
+                    judgement.is_sure or letter
+                ):
                     compared.not_verifiable += 1
                     continue
-                if beat is not None:
-                    beats.append((record.offset, beat))
+                if letter is not None and _is_other_value(lookup, letter, record):
+                    compared.note(OTHER_VALUE, record.offset)
+                if judgement.beat is not None:
+                    beats.append((record.offset, judgement.beat))
                     continue
                 compared.rejected += 1
                 if letter is None:
                     compared.note(NO_LETTER, record.offset)
+                elif judgement.is_sure and letter.reason not in judgement.allowed:
+                    compared.note(OTHER_REASON, record.offset)
         compared.beats += len(beats)
         self._look_up(lookup, compared, beats, letters)
         for offset in _strays(page, letters):
@@ -348,24 +361,54 @@ def _held(books: PartitionBooks, log: TopicLog | None) -> LogRange | None:
     return log.partitions.get(books.partition)
 
 
-def judged(record: Record) -> tuple[Beat | None, bool]:
-    """What the record is, if it is a beat; and whether that is sure."""
+class Judgement(NamedTuple):
+    """What a record is.
+
+    Attributes:
+        beat: The heartbeat, if it is one.
+        reasons: Why it is none; all that may be told.
+        is_sure: Whether that is sure.
+    """
+
+    beat: Beat | None
+    reasons: Set[str] = frozenset()
+    is_sure: bool = True
+
+    @property
+    def allowed(self) -> Set[str]:
+        """Which reasons the dead letter of a record that is no beat may have."""
+        return self.reasons | (NOT_OF_THE_RECORD - OF_BEATS)
+
+
+def judged(record: Record) -> Judgement:
+    """What the record is, by the documents."""
     if record.is_large:
-        return None, False
+        return Judgement(None, is_sure=False)
     usual = _USUAL.fullmatch(record.value or b"")
     if usual:
         customer, timestamp, rate = (each.decode() for each in usual.groups())
-        try:
+        with suppress(ValueError):
             instant = datetime.fromisoformat(timestamp)
-        except ValueError:
-            return None, True
-        microseconds = (instant - _EPOCH) // timedelta(microseconds=1)
-        if microseconds >= MICROSECOND_OF_2000:
-            return Beat(customer, microseconds, int(rate)), True
-        return None, True
+            microseconds = (instant - _EPOCH) // timedelta(microseconds=1)
+            if microseconds >= MICROSECOND_OF_2000:
+                return Judgement(Beat(customer, microseconds, int(rate)))
     beat, reasons = judge(record.value, earliest=MICROSECOND_OF_2000, latest=LATEST)
     # How deep is too deep is for whoever reads it to say.
-    return beat, beat is not None or "nested_too_deeply" not in reasons
+    is_sure = beat is not None or "nested_too_deeply" not in reasons
+    return Judgement(beat, reasons, is_sure)
+
+
+def _is_other_value(lookup: Lookup, letter: Letter, record: Record) -> bool:
+    """Whether a dead letter that is whole holds another value than Kafka has.
+
+    One that is empty may have been emptied, where a customer was erased.
+    """
+    if letter.is_excerpt or record.is_large:
+        return False
+    if letter.sha256 is None and lookup.has_erasures:
+        return False
+    value = record.value
+    return letter.sha256 != (None if value is None else sha256(value).digest())
 
 
 def _strays(page: Sequence[Part], letters: Mapping[int, Letter]) -> Iterator[int]:

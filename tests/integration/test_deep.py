@@ -124,6 +124,8 @@ CHANGES = [
     "UPDATE heartbeats SET heart_rate = 299 WHERE customer_id = 'commit'",
     "DELETE FROM dead_letters WHERE reason = 'not_json'",
     "UPDATE dead_letters SET reason = 'empty' WHERE reason = 'conflict'",
+    "UPDATE dead_letters SET reason = 'wrong_type' WHERE reason = 'missing_field'",
+    "UPDATE dead_letters SET value = value || ' ' WHERE reason = 'wrong_type'",
     "INSERT INTO heartbeats (customer_id, timestamp, heart_rate)"
     " VALUES ('nobody', '2026-01-01T10:00:00Z', 70)",
     "UPDATE partition_ledger SET stored = stored + 1, duplicate = duplicate - 2,"
@@ -134,6 +136,8 @@ FOUND = [
     "3 beats have a row with another heart rate, and no dead letter",
     "rejected records have no dead letter",
     "valid beats have a dead letter that calls them invalid",
+    "rejected records have a dead letter with a reason that is not theirs",
+    "dead letters hold another value than their records",
     "heartbeats has 1 rows that no record in Kafka explains",
     "7 offsets of transactions, and of 0 offsets it cannot be told, but the ledger "
     "has 8",

@@ -98,8 +98,8 @@ def test_the_quick_judgement_is_the_reference(
         f'{{"customer_id":{blank}"{customer}",{blank}"timestamp":{blank}"{stamp}",'
         f'{blank}"heart_rate":{blank}{rate}}}'
     ).encode()
-    beat, _ = judge(value, earliest=MICROSECOND_OF_2000, latest=LATEST)
-    assert judged(Record(0, value, False)) == (beat, True)
+    beat, reasons = judge(value, earliest=MICROSECOND_OF_2000, latest=LATEST)
+    assert judged(Record(0, value, False)) == (beat, reasons, True)
 
 
 def test_pages_are_bounded_and_whole() -> None:
@@ -129,6 +129,6 @@ def test_rows_are_counted_once(rows: list[tuple[int, int]]) -> None:
 def test_what_may_be_too_deep_or_too_large_is_not_sure() -> None:
     deep = b'{"customer_id":"anna","timestamp":"2026-01-01T10:00:00Z","heart_rate":72,'
     deep += b'"more":' + b"[" * 200 + b"]" * 200 + b"}"
-    assert judged(Record(0, deep, False)) == (None, False)
-    assert judged(Record(0, None, True)) == (None, False)
-    assert judged(Record(0, None, False)) == (None, True)
+    assert not judged(Record(0, deep, False)).is_sure
+    assert not judged(Record(0, None, True)).is_sure
+    assert judged(Record(0, None, False)) == (None, {"empty"}, True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, func, select, text
 
 from heartbeat_app.storage.db.tables import dead_letters, dropped_days
 from heartbeat_app.storage.read.books import DAYS_A_COUNT, snapshot_of
@@ -45,10 +45,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter of a record."""
+    """A dead letter of a record.
+
+    Attributes:
+        sha256: Of the value that it holds; None: it holds none.
+        is_excerpt: Its record was not kept whole.
+    """
 
     offset: int
     reason: str
+    sha256: bytes | None
+    is_excerpt: bool
 
 
 class Lookup:
@@ -72,6 +79,8 @@ class Lookup:
         with snapshot_of(engine, snapshot) as connection:
             found = connection.exec_driver_sql(READ, (0,)).all()
         self._erased = Erased().and_these(found)
+        # Whether dead letters may have been emptied.
+        self.has_erasures = bool(found)
 
     def erased_among(self, customers: Iterable[str]) -> set[str]:
         """Those of them that were erased."""
@@ -109,7 +118,9 @@ class Lookup:
     ) -> Mapping[int, Letter]:
         """The dead letters of records from `first` up to, not including, `end`."""
         c = dead_letters.c
-        wanted = select(c.offset, c.reason).where(
+        wanted = select(
+            c.offset, c.reason, func.sha256(c.value), c.record_size.is_not(None)
+        ).where(
             c.topic_id == topic_id,
             c.partition == partition,
             c.offset >= first,
@@ -117,7 +128,10 @@ class Lookup:
             c.last_offset.is_(None),
         )
         with snapshot_of(self._engine, self._snapshot) as connection:
-            return {row.offset: Letter(*row) for row in connection.execute(wanted)}
+            return {
+                offset: Letter(offset, reason, digest and bytes(digest), is_excerpt)
+                for offset, reason, digest, is_excerpt in connection.execute(wanted)
+            }
 
     def unreadable(self, topic_id: str, partition: int) -> list[tuple[int, int]]:
         """First and last offsets of the batches that have a letter, ascending."""
