@@ -1,7 +1,6 @@
-"""Every error of this application, in one tree.
+"""The errors that end a command, or that a caller tells apart, in one tree.
 
-A message says what happened, where, and what to do about it; it never holds a
-password or a record's contents.
+A message says what happened, where, and what to do about it. It never holds a password.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ async def consume(stream: StreamT[Any], lane: Lane, handle: Handle) -> None:
     """Hand all chunks to `handle` until the app stops.
 
     In order within a partition; those of several partitions at once. Small ones come
-    together, of each partition one, when those before them are done; large ones come
-    alone. `handle` must be idempotent, and do all of what it is given or nothing: when
+    together, of each partition one, when those before them are done, or after 50 ms;
+    large ones come alone, at once. `handle` must be idempotent, and do all of what it is given or nothing: when
     it raises for several they are handed to it one by one, and one again until it
     returns.
 

@@ -27,6 +27,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
+from heartbeat_app.lane.fetched import Damage
 from heartbeat_app.lane.lane import (
     LEAST_CHUNK_BYTES,
     MOST_WAITING_BYTES,
@@ -34,7 +35,6 @@ from heartbeat_app.lane.lane import (
     Partition,
 )
 from heartbeat_app.lane.outlast import outlast_start
-from heartbeat_app.lane.records import Damage
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,9 @@ from typing import Protocol
 
 from faust.types import TP
 
-from heartbeat_app.lane.records import Damage, Large, LargeRecord, Unpacker
+from heartbeat_app.lane.fetched import Damage
+from heartbeat_app.lane.records import Large, LargeRecord
+from heartbeat_app.lane.unpack import Unpacker
 
 # What may wait for the agent, so that memory is bounded in bytes: two chunks keep it
 # busy (one being written, one ready), and the sum over all partitions has a limit.
@@ -49,8 +51,8 @@ class Ledger(Protocol):
 class Partition:
     """One assigned partition of a lane topic.
 
-    Written by the consumer's thread, but for `waiting` and `done`, where the main
-    thread notes what was acknowledged.
+    The consumer's thread writes it. The main thread notes in `waiting` and `done` what
+    was acknowledged, and in `reported` that a truncated log was told.
     """
 
     topic_id: str

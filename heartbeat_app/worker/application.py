@@ -84,7 +84,7 @@ STOP_SECONDS = 8.0
 
 
 class HeartbeatApp(LaneApp):
-    """The app with its settings, its connections and the thread that writes."""
+    """The app with its settings, its connections and the threads that write."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -163,7 +163,7 @@ BY_SCENARIO = (
         "all that was sent is read",
         (
             Patch(
-                "heartbeat_app/lane/records.py",
+                "heartbeat_app/lane/batch_reader.py",
                 'headers.append((name.decode("utf-8", "surrogateescape"), content))',
                 "headers.append((name.decode(), content))",
             ),

@@ -186,7 +186,7 @@ BY_TEST = (
         "assert None",
         (
             Patch(
-                "heartbeat_app/lane/records.py",
+                "heartbeat_app/lane/unpack.py",
                 "    if fetched._check_crcs and not batch.validate_crc():\n",
                 "    if False:\n",
             ),
@@ -200,7 +200,7 @@ BY_TEST = (
         "KafkaError",
         (
             Patch(
-                "heartbeat_app/lane/records.py",
+                "heartbeat_app/lane/unpack.py",
                 "        if type(error) is KafkaError:\n",
                 "        if False:\n",
             ),

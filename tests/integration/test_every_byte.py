@@ -19,7 +19,9 @@ from heartbeat_app.audit import reference
 from heartbeat_app.domain.batches import Batch, decode_records
 from heartbeat_app.domain.validation import Rules
 from heartbeat_app.lane.fetch import MAX_CHUNK_BYTES
-from heartbeat_app.lane.records import FetchedRecords, LargeRecord, Record, Unpacker
+from heartbeat_app.lane.fetched import FetchedRecords
+from heartbeat_app.lane.records import LargeRecord, Record
+from heartbeat_app.lane.unpack import Unpacker
 from heartbeat_app.storage.write.writer import Writer
 from tests.fuzz.verdict import NOW, RULES, instant
 from tests.record_batches import Entry, RecordBatch

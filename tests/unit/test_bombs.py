@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heartbeat_app.domain.excerpts import Excerpt, Excerpting
-from heartbeat_app.lane import decompress, records
-from heartbeat_app.lane.records import FetchedRecords, Unpacked, Unpacker
+from heartbeat_app.lane import batch_reader, decompress
+from heartbeat_app.lane.fetched import FetchedRecords, Unpacked
+from heartbeat_app.lane.unpack import Unpacker
 from tests.bombs import COMPRESSED, MIB, batch, bomb, compress, record, varint
 
 CODECS = [*COMPRESSED, "raw snappy"]
@@ -224,7 +225,7 @@ def test_no_bytes_are_taken_for_more_than_they_are(
 def test_a_batch_has_no_more_than_so_many_records(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(records, "MOST_RECORDS", 100_000)
+    monkeypatch.setattr(batch_reader, "MOST_RECORDS", 100_000)
     data, count = bomb("lz4", MIB, "records")
     found = Taken(data)
     assert (found.records, found.unread) == (100_000, [(100_000, count - 1)])

@@ -11,6 +11,11 @@ import pytest
 from testkit.servers import PROJECT
 
 PAGES = sorted([*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")])
+TESTS = {
+    name
+    for path in PROJECT.glob("tests/**/*.py")
+    for name in [*re.findall(r"def (test_\w+)", path.read_text()), path.stem]
+}
 LINK = re.compile(r"\]\(([^)\s#]*)(#[^)\s]*)?\)")
 
 
@@ -41,3 +46,15 @@ def test_each_page_that_something_names_is_there() -> None:
     )  # fmt: skip
     for name in set(found.stdout.split()):
         assert (PROJECT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_each_module_and_each_test_that_a_page_names_is_there(page: Path) -> None:
+    if page.name in ("CHANGELOG.md", "reliability.md"):  # which tell of earlier ones
+        return
+    text = page.read_text()
+    for name in set(re.findall(r"`([a-z_]+(?:/[a-z_]+)*\.py)`", text)):
+        found = [*PROJECT.glob(f"{name}"), *PROJECT.glob(f"heartbeat_app/{name}")]
+        assert found or list(PROJECT.glob(f"tests/*/{name}")), f"{page.name}: {name}"
+    for name in set(re.findall(r"`(?:[\w/]+\.py::)?(test_\w+)`", text)):
+        assert name in TESTS, f"{page.name}: {name}"

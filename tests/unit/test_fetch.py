@@ -33,7 +33,7 @@ from heartbeat_app.lane.fetch import (
     LaneThread,
     Start,
 )
-from heartbeat_app.lane.records import Damage, FetchedRecords
+from heartbeat_app.lane.fetched import Damage, FetchedRecords
 
 BEATS = TP("beats", 0)
 AIO = TopicPartition("beats", 0)

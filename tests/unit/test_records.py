@@ -17,14 +17,10 @@ from aiokafka.structs import TopicPartition
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from heartbeat_app.lane import decompress, records
-from heartbeat_app.lane.records import (
-    FetchedRecords,
-    LargeRecord,
-    Record,
-    Unpacked,
-    Unpacker,
-)
+from heartbeat_app.lane import batch_reader, decompress
+from heartbeat_app.lane.fetched import FetchedRecords, Unpacked
+from heartbeat_app.lane.records import LargeRecord, Record
+from heartbeat_app.lane.unpack import Unpacker
 from tests.record_batches import ABORT, CODECS, COMMIT, Entry, RecordBatch, marker
 
 Headers = list[tuple[bytes, bytes | None]]
@@ -181,11 +177,11 @@ def test_what_is_taken_apart_is_what_was_sent(data: st.DataObject, codec: str) -
     offset = 1_000 + data.draw(st.integers(0, delta))
     limit = data.draw(st.integers(1, 20) | st.just(MAX))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (records, decompress):
+        for module in (batch_reader, decompress):
             patch.setattr(module, "PIECE_BYTES", data.draw(st.integers(50, 2_000)))
-        patch.setattr(records, "MOST_AT_ONCE", 1)
-        patch.setattr(records, "LEAST_IN_A_GROUP", 2)
-        patch.setattr(records, "HARMLESS_BYTES", 500)
+        patch.setattr(batch_reader, "MOST_AT_ONCE", 1)
+        patch.setattr(batch_reader, "LEAST_IN_A_GROUP", 2)
+        patch.setattr(batch_reader, "HARMLESS_BYTES", 500)
         source = fetched(batch.encode(), offset, [], FetchedRecords)
         unpacker = Unpacker(largest, LargeRecord)
         found: list[Record] = []

@@ -1,15 +1,16 @@
-"""Makes partitions ahead of time, and drops what is older than it is to be kept.
+"""Makes daily partitions ahead of time, and drops what the retention is over for.
 
-A day of beats is dropped so, each step a transaction of its own:
-1. nothing of it is marked, and its roll-ups equal its beats: else not today
-2. detach it, and note how many beats it has: no longer than 50 ms in anybody's way
-3. count again what nobody can add to any more; where it is not what was rolled up, the
-   day goes back; otherwise it is dropped
+A day of beats is dropped in three steps, each a transaction of its own:
+1. Check it: no minute of it is marked, and its roll-ups equal its beats. Otherwise the
+   day stays for now.
+2. Detach it, and note how many beats it has. No session waits longer than 50 ms for it.
+3. Count its beats again, now that nobody can add any. Drop the day, or, where the count
+   is not what was rolled up, attach it again and have it rolled up anew.
 
-Cut short after the second step, the next round goes on with the third. A day that was
-detached never comes back by itself: its beats are refused, whatever the settings say.
+A worker that was killed after the second step goes on with the third in its next round.
+A beat of a detached day is rejected, and does not bring the day back.
 
-How long what is kept, the database says: `alembic upgrade` takes it from the settings
+The database says how long what is kept: `alembic upgrade` takes it from the settings
 (`Kept.write`), and the database's functions hold every worker to it.
 """
 

@@ -13,8 +13,8 @@ from sqlalchemy import URL, Engine, Pool, create_engine, event
 from heartbeat_app.config import Settings
 from heartbeat_app.storage.db.sessions import Sessions, break_off
 
-# A worker must be able to stop within 10 s whatever the database does, so no single
-# wait may be longer than about that; retries are made in place (see agents.py).
+# Every wait has a limit. The longest is a statement's; a worker that stops breaks off
+# what still waits after 3 s (worker/agents.py). lane/agent.py tries again what failed.
 CONNECT_TIMEOUT_SECONDS = 5
 # libpq gives each candidate its own time, 2 s at least: so long may all of up to three
 # take that neither answer nor refuse.
