@@ -42,9 +42,9 @@ async def consume(stream: StreamT[Any], lane: Lane, handle: Handle) -> None:
 
     In order within a partition; those of several partitions at once. Small ones come
     together, of each partition one, when those before them are done, or after 50 ms;
-    large ones come alone, at once. `handle` must be idempotent, and do all of what it is given or nothing: when
-    it raises for several they are handed to it one by one, and one again until it
-    returns.
+    large ones come alone, at once. `handle` must be idempotent, and do all of what it
+    is given or nothing: when it raises for several they are handed to it one by one,
+    and one again until it returns.
 
     Only what `handle` returned from is committed. It never raises and never returns
     while the app runs, since Faust would restart the agent without what it has in hand:
