@@ -184,7 +184,9 @@ WHEN (NEW.next_offset < OLD.next_offset
     OR NEW.missing < OLD.missing
     OR NEW.gap < OLD.gap
     OR NEW.unreadable < OLD.unreadable)
-EXECUTE FUNCTION ledger_goes_forward()
+EXECUTE FUNCTION ledger_goes_forward();
+-- Also where session_replication_role says otherwise.
+ALTER TABLE partition_ledger ENABLE ALWAYS TRIGGER ledger_goes_forward
 """
 
 # Marks are few. Of the other tables what is there already is not read: NOT VALID.

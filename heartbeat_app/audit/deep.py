@@ -43,6 +43,10 @@ NOT_OF_THE_RECORD = {
 # Only a valid beat has a dead letter for these.
 OF_BEATS = {"conflict", "too_many_days"}
 
+# Of a larger record the worker may say no more than that it is not strict JSON, see
+# docs/reference/dead-letters.md.
+MOST_EXPLAINED_BYTES = 256 * 1024
+
 LATEST = 253_402_300_799_999_999  # the last microsecond of the year 9999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # How most write it; all else is judged slowly.
@@ -55,6 +59,7 @@ _USUAL = re.compile(
 
 LOST = "valid beats are neither a row nor a dead letter"
 OTHER_RATE = "beats have a row with another heart rate, and no dead letter"
+NO_CONFLICT = "beats have a dead letter `conflict`, and no row that they conflict with"
 NO_LETTER = "rejected records have no dead letter"
 WRONG_LETTER = "valid beats have a dead letter that calls them invalid"
 OTHER_REASON = "rejected records have a dead letter with a reason that is not theirs"
@@ -296,12 +301,15 @@ class Comparer:
                 self._seen.add(row.table, row.place)
                 if row.heart_rate != beat.heart_rate and letter is None:
                     compared.note(OTHER_RATE, offset)
-            elif letter is None and keys[index][1].date() not in lookup.dropped_days:
+            elif (letter is None or letter.reason == "conflict") and keys[index][
+                1
+            ].date() not in lookup.dropped_days:
                 absent.append(index)
         erased = lookup.erased_among({keys[index][0] for index in absent})
         for index in absent:
+            offset = beats[index][0]
             if keys[index][0] not in erased:
-                compared.note(LOST, beats[index][0])
+                compared.note(NO_CONFLICT if offset in letters else LOST, offset)
 
 
 class SeenRows:
@@ -393,6 +401,8 @@ def judged(record: Record) -> Judgement:
             if microseconds >= MICROSECOND_OF_2000:
                 return Judgement(Beat(customer, microseconds, int(rate)))
     beat, reasons = judge(record.value, earliest=MICROSECOND_OF_2000, latest=LATEST)
+    if beat is None and len(record.value or b"") > MOST_EXPLAINED_BYTES:
+        reasons = {*reasons, "not_json"}
     # How deep is too deep is for whoever reads it to say.
     is_sure = beat is not None or "nested_too_deeply" not in reasons
     return Judgement(beat, reasons, is_sure)

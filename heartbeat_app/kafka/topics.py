@@ -137,6 +137,11 @@ class TopicPolicies(Service):
                 try:
                     await self.look(topic)
                 except Exception as error:  # noqa: BLE001 (one that raises ends us)
+                    if (
+                        isinstance(error, KafkaException)
+                        and error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART
+                    ):
+                        self.faults.pop(topic, None)
                     self.log.debug("Cannot look at topic %s: %r", topic, error)
             await self.sleep(LOOK_SECONDS)
 

@@ -67,9 +67,10 @@ class LaneApp(faust.App):
             )
         self.lane = lane
         options.setdefault("Monitor", LaneMonitor)
-        super().__init__(
-            id, **{"TableManager": LaneTableManager, **LANE_SETTINGS, **options}
-        )
+        # Faust reads some 80 variables, such as BROKER_URL and APP_VERSION, which would
+        # win over what is said here. Others of the machine have variables so named.
+        own = {"TableManager": LaneTableManager, "env": {}}
+        super().__init__(id, **{**own, **LANE_SETTINGS, **options})
 
     def on_init_dependencies(self) -> Iterable[ServiceT]:
         """Faust's own services, and the watch over the topics' ids."""

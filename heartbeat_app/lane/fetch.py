@@ -20,6 +20,7 @@ from aiokafka.errors import (
     CorruptRecordException,
     IllegalStateError,
     RequestTimedOutError,
+    TopicAuthorizationFailedError,
 )
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import OffsetAndMetadata
@@ -27,7 +28,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from heartbeat_app.lane.chunk import Chunk, Chunks
-from heartbeat_app.lane.fetched import Damage
+from heartbeat_app.lane.fetched import Damage, NotAllowed
 from heartbeat_app.lane.lane import (
     LEAST_CHUNK_BYTES,
     MOST_WAITING_BYTES,
@@ -176,6 +177,12 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     damage = Damage(asked[tp], None, "Kafka itself cannot read it")
                     self._note(tp, partition, damage, goes_on=False)
                     partitions.remove(answer)
+                elif (
+                    partition
+                    and not answer[1]
+                    and isinstance(partition.damage, NotAllowed)
+                ):
+                    self._note(tp, partition, None, goes_on=True)
         return response
 
     def _note_answer(self, node_id: int, response: Any) -> None:
@@ -507,6 +514,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
             if driver.ensure_aiokafka_TP(tp) not in fetcher._records:
                 continue
             partition = self.lane.partitions.get(tp)
+            if partition and self._is_not_allowed(fetcher, tp, partition):
+                continue
             if partition and partition.truncated:
                 self._look_again(fetcher, tp, partition)
             elif partition and self.lane.has_room(tp, waiting):
@@ -520,6 +529,22 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                     waiting += chunk.size
                     by_topic[tp.topic].append(chunk)
         return {chunks[0].tp: [Chunks(chunks)] for chunks in by_topic.values()}
+
+    def _is_not_allowed(self, fetcher: Any, tp: TP, partition: Partition) -> bool:
+        """Whether Kafka lets this login not read it; it is asked again.
+
+        aiokafka's error would end the worker, and a new one would end so, too.
+        """
+        aiotp = driver.ensure_aiokafka_TP(tp)
+        result = fetcher._records[aiotp]
+        if type(result) is FetchResult or not isinstance(
+            result._error, TopicAuthorizationFailedError
+        ):
+            return False
+        self._drop(fetcher, aiotp)
+        damage = NotAllowed(partition.expected)
+        self._note(tp, partition, damage, goes_on=False)
+        return True
 
     def _look_again(self, fetcher: Any, tp: TP, partition: Partition) -> None:
         """Look whether a log that seemed to have lost its end has it still.
@@ -644,15 +669,20 @@ class LaneThread(driver.AIOKafkaConsumerThread):
 
     @staticmethod
     def _note(
-        tp: TP, partition: Partition, damage: Damage | None, *, goes_on: bool
+        tp: TP,
+        partition: Partition,
+        damage: Damage | NotAllowed | None,
+        *,
+        goes_on: bool,
     ) -> None:
-        """Note what was fetched damaged, or that it is right again, and tell it."""
+        """Note why nothing can be read, or that it can be read again, and tell it."""
         now = time.monotonic()
         if damage is None:
             if goes_on and partition.damage is not None:
                 log.info(
-                    "%s[%d]: not damaged any more, going on at %d",
+                    "%s[%d]: not %s any more, going on at %d",
                     *tp,
+                    "damaged" if isinstance(partition.damage, Damage) else "refused",
                     partition.damage.offset,
                 )
                 partition.damage, partition.damage_told = None, -math.inf
@@ -662,12 +692,18 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         partition.damage, partition.fetched_again = damage, now + DAMAGE_SECONDS
         if now - partition.damage_told >= DAMAGE_TOLD_SECONDS:
             partition.damage_told = now
+            advice = "Allow it what docs/how-to/deployment.md lists."
+            if isinstance(damage, Damage):
+                advice = (
+                    "Where no broker has it right, delete it by kafka-delete-records; "
+                    "see docs/how-to/troubleshooting.md."
+                )
             log.error(
                 "%s[%d]: %s. It is fetched again every second, and nothing behind it "
-                "is read before. Where no broker has it right, delete it by "
-                "kafka-delete-records; see docs/how-to/troubleshooting.md.",
+                "is read before. %s",
                 *tp,
                 damage,
+                advice,
             )
 
     def _position(self, tp: TP) -> int:

@@ -57,6 +57,20 @@ class Damage:
         return f"the record batch at offset {self.offset}{end} is damaged: {self.why}"
 
 
+@dataclass(frozen=True, slots=True)
+class NotAllowed:
+    """That Kafka lets nobody with this login read the topic.
+
+    Attributes:
+        offset: The first one that cannot be read.
+    """
+
+    offset: int
+
+    def __str__(self) -> str:
+        return "Kafka does not let this login read the topic (ACL: Read)"
+
+
 @dataclass(slots=True)
 class Unpacked:
     """What was taken out of a fetch.

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from faust.types import TP
 
-from heartbeat_app.lane.fetched import Damage
+from heartbeat_app.lane.fetched import Damage, NotAllowed
 from heartbeat_app.lane.records import Large, LargeRecord
 from heartbeat_app.lane.unpack import Unpacker
 
@@ -71,8 +71,8 @@ class Partition:
     truncated: bool = False
     truncated_at: float = 0.0  # by time.monotonic()
     reported: bool = False
-    # What comes next was fetched damaged, and this was told at that moment.
-    damage: Damage | None = None
+    # Why what comes next cannot be read, and when that was told.
+    damage: Damage | NotAllowed | None = None
     damage_told: float = -math.inf
     # Nothing is fetched before that moment, by time.monotonic().
     fetched_again: float = -math.inf

@@ -140,11 +140,12 @@ def test_no_secret_is_told_anywhere(
         tell("send", "send", str(RECORDING))
         worker.wait_until(lambda: count(engine) >= 337, "beats are stored")
 
-    def until_refused(worker: Worker) -> None:
-        worker.wait_for_log("password authentication failed")
-        worker.wait_until(
-            lambda: worker.get("/health/live")[0] == 200, "its pages are up"
-        )
+    def run_refused(name: str, **refused: str) -> None:
+        worker = make_worker(**refused)
+        command = [*HEARTBEAT_APP, "--debug", "worker", "-l", "debug"]
+        done = typed(worker.environ, *command[1:], program=(command[0],))
+        assert done.status == 1
+        told[name] = f"{done.out}{done.err}"
 
     with CommandLines() as lines:
         for arguments in ("upgrade head", "check", "current", "upgrade head --sql"):
@@ -153,13 +154,10 @@ def test_no_secret_is_told_anywhere(
             tell("alembic refused", *arguments.split(), program="alembic", **refused)
         run_worker("worker", until_stored)
         run_worker("worker with PLAIN", until_stored, KAFKA_SASL_MECHANISM="PLAIN")
-        refused = {"POSTGRESQL_PASSWORD": wrong["POSTGRESQL_PASSWORD"]}
-        run_worker("worker refused by PostgreSQL", until_refused, **refused)
-        refused = {"KAFKA_SASL_PASSWORD": wrong["KAFKA_SASL_PASSWORD"]}
-        worker = make_worker(**refused).start()  # its pages wait for Kafka
-        worker.wait_for_log("does not answer yet")
-        worker.end()
-        told["worker refused by Kafka"] = worker.log()
+        for server, variable in (
+            ("PostgreSQL", "POSTGRESQL_PASSWORD"), ("Kafka", "KAFKA_SASL_PASSWORD"),
+        ):  # fmt: skip
+            run_refused(f"worker refused by {server}", **{variable: wrong[variable]})
         for arguments in (
             "dead-letters replay", "partitions", "export -", "erase nobody --yes",
         ):  # fmt: skip

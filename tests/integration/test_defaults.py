@@ -47,6 +47,7 @@ TURNED = {
     "enable_indexscan": "off",
     "enable_partition_pruning": "off",
     "escape_string_warning": "off",
+    "exit_on_error": "on",
     "extra_float_digits": "-15",
     "idle_in_transaction_session_timeout": "1s",
     "idle_session_timeout": "500ms",

@@ -117,6 +117,24 @@ def test_whatever_form_the_id_has_it_is_found_both_ways(
     assert [bytes(value) for (value,) in left] == others
 
 
+@pytest.mark.parametrize(
+    ("customer", "value"),
+    [
+        ("+4917012345", b'{"customer_id": +4917012345, "heart_rate": 72}'),
+        ("CORP\\bob", b'{"customer_id": "CORP\\bob", "heart_rate": 999}'),
+        ("٧٢", '{"by": "٧٢"}'.encode()),
+    ],
+)
+def test_what_is_odd_is_emptied_where_the_check_finds_it(
+    writer: Writer, owner: Engine, customer: str, value: bytes
+) -> None:
+    writer.write(with_letters(batch_of([None]), Received(1, value)))
+    check = Check(customer)
+    assert sum(check_letters(owner, check)) == 1
+    assert len(check.letters) + len(check.elsewhere) == 1
+    assert erase(owner, customer).letters == 1
+
+
 @pytest.mark.parametrize("customer", ["er-victim-7", "zoé-er9"])
 def test_what_names_the_customer_beside_the_value_goes_too(
     writer: Writer, owner: Engine, kept: Kept, customer: str

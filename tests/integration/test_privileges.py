@@ -386,6 +386,9 @@ def test_the_ledger_goes_forward_only(
         " stored = 0, dead = 0"
     )
     assert kept.book().next_offset == 0  # the owner may
+    # Whatever session_replication_role a database was left with.
+    fires = "SELECT tgenabled FROM pg_trigger WHERE tgname = 'ledger_goes_forward'"
+    assert kept.all(fires) == [("A",)]
 
 
 def test_what_it_may_still_do_to_the_books_is_what_the_docs_say(

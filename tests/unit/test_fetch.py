@@ -9,9 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.consumer.fetcher import READ_COMMITTED, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import (
+    READ_COMMITTED,
+    FetchError,
+    FetchResult,
+    PartitionRecords,
+)
 from aiokafka.consumer.subscription_state import SubscriptionState
-from aiokafka.errors import IllegalStateError, RequestTimedOutError
+from aiokafka.errors import (
+    IllegalStateError,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+)
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.offset import OffsetResetStrategy
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -464,3 +473,23 @@ async def test_what_is_given_back_is_read_again(reader: Reader) -> None:
     await reader.seek(90)
     await reader.thread.give_back(BEATS, chunk.epoch)
     assert reader.lane.partitions[BEATS].expected == reader.state.position == 90
+
+
+async def test_a_topic_that_may_not_be_read_ends_no_worker(reader: Reader) -> None:
+    """It is said, and read on as soon as Kafka allows it."""
+    actions_of(reader)
+    await reader.seek(100)
+    reader.fetcher._records[AIO] = FetchError(
+        error=TopicAuthorizationFailedError("beats"), backoff=0
+    )
+    assert reader.thread._take_chunks(reader.fetcher, {BEATS}) == {}
+    partition = reader.lane.partitions[BEATS]
+    assert "ACL: Read" in str(partition.damage)
+    assert not reader.fetcher._records
+
+    async def comes(*args: Any) -> Any:
+        return SimpleNamespace(topics=[("beats", [(0, 0, 100, 100, [], b"")])])
+
+    request = FetchRequest(500, 1, 1, READ_COMMITTED, [("beats", [(0, 100, 1)])])
+    await reader.thread._send(comes, 1, request)
+    assert partition.damage is None

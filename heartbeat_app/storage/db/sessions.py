@@ -38,6 +38,8 @@ PINNED = {
     # A statement counts on seeing what the lock before it waited for, such as an
     # erasure.
     "default_transaction_isolation": "read committed",
+    # A beat that is there already must not end the session.
+    "exit_on_error": "off",
     "extra_float_digits": "1",
     "idle_session_timeout": "0",  # a pool keeps what is idle
     "intervalstyle": "postgres",

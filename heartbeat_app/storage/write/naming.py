@@ -37,7 +37,7 @@ _TEXT = re.compile(r'"((?:[^"\\]|\\.)*+)"?', re.DOTALL)
 # an id would be, too.
 _FIELD = '"' + "".join(rf"(?:{c}|\\u(?i:{ord(c):04x}))" for c in "customer_id") + '"'
 _ID_TEXT = re.compile(_FIELD + r'\s*+:\s*+(?="((?:[^"\\]|\\.)*+))', re.DOTALL)
-_ID_NUMBER = re.compile(_FIELD + r"\s*+:\s*+(-?\d[\d.eE+-]*+)")
+_ID_NUMBER = re.compile(_FIELD + r"\s*+:\s*+([-+]?[0-9.][0-9.eE+-]*+)")
 _IS_NAME = re.compile(r"\s*+:")
 _NUMBERED = re.compile(r"\\u([0-9a-fA-F]{4})")
 _HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -45,7 +45,7 @@ _SHORT = {
     r"\"": '"', r"\/": "/", r"\b": "\b", r"\f": "\f", r"\n": "\n", r"\r": "\r",
     r"\t": "\t",
 }  # fmt: skip
-_NUMBER = re.compile(r"[-+]?[\d.]+")
+_NUMBER = re.compile(r"[-+]?[0-9.]+")
 _PIECES = re.compile(r"[\s;,&|]+")
 _WORDS = re.compile(r"[\s=:;,&|/?#\"'()\[\]{}<>]+")
 _BRACKETS = "\"'()[]{}<>"
@@ -171,7 +171,9 @@ def _customer_ids(text: str) -> set[str]:
         with suppress(ValueError, RecursionError):
             found.update(_ids_in(json.loads(text)))
     for level in _levels(text):
-        found.update(_unescaped(match[1]) for match in _ID_TEXT.finditer(level))
+        for match in _ID_TEXT.finditer(level):
+            # Some write a backslash as it is.
+            found |= {match[1], _unescaped(match[1])}
         for match in _ID_NUMBER.finditer(level):
             found.add(match[1])
             with suppress(ValueError):
