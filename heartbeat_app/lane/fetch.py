@@ -46,8 +46,11 @@ MAX_CHUNK_BYTES = 12 * 1024 * 1024
 # For so long the thread's loop may do nothing else but unpack: of one partition, in CPU
 # time (a busy machine would cut chunks, and so transactions, in pieces), and of all. It
 # is the group's heartbeat that waits, and the other partitions.
-UNPACK_SECONDS = 0.05
+UNPACK_SECONDS = 0.1
 ROUND_SECONDS = 0.1
+# To count what waits of thousands of partitions takes a while. What was counted longer
+# ago is too much: chunks would be cut that have room by now.
+COUNTED_SECONDS = 0.002
 # An answer of Kafka is held twice while it is taken apart, and may hold this much of
 # each partition but for this limit, which is all brokers' together.
 MAX_FETCH_BYTES = 4 * 1024 * 1024
@@ -504,7 +507,7 @@ class LaneThread(driver.AIOKafkaConsumerThread):
         self._goes_on = False
         began = time.monotonic()
         self._trim_memory(began)
-        waiting = self.lane.waiting_bytes()
+        waiting, counted = self.lane.waiting_bytes(), began
         # Who had its turn last is the last one.
         for tp in self.lane.in_turn(tps):
             now = time.monotonic()
@@ -513,6 +516,8 @@ class LaneThread(driver.AIOKafkaConsumerThread):
                 break
             if driver.ensure_aiokafka_TP(tp) not in fetcher._records:
                 continue
+            if now - counted > COUNTED_SECONDS:  # the main thread may have made room
+                waiting, counted = self.lane.waiting_bytes(), now
             partition = self.lane.partitions.get(tp)
             if partition and self._is_not_allowed(fetcher, tp, partition):
                 continue
