@@ -295,15 +295,16 @@ class Comparer:
         absent: list[int] = []
         for index, (offset, beat) in enumerate(beats):
             row, letter = rows.get(index), letters.get(offset)
+            day = keys[index][1].date()
             if letter is not None and letter.reason not in NOT_OF_THE_RECORD:
                 compared.note(WRONG_LETTER, offset)
             if row is not None:
                 self._seen.add(row.table, row.place)
                 if row.heart_rate != beat.heart_rate and letter is None:
                     compared.note(OTHER_RATE, offset)
-            elif (letter is None or letter.reason == "conflict") and keys[index][
-                1
-            ].date() not in lookup.dropped_days:
+            elif day not in lookup.dropped_days and (
+                letter is None or letter.reason == "conflict"
+            ):
                 absent.append(index)
         erased = lookup.erased_among({keys[index][0] for index in absent})
         for index in absent:

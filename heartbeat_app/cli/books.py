@@ -8,9 +8,6 @@ from typing import Any
 
 import click
 from aiokafka.errors import KafkaError
-
-# The whole group: Faust's own commands must be there before ours, since its `send`
-# (to any topic or agent) gives way to the one below.
 from faust.cli.faust import cli
 from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 

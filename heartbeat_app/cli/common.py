@@ -14,9 +14,6 @@ from typing import Any
 
 import click
 import msgspec
-
-# The whole group: Faust's own commands must be there before ours, since its `send`
-# (to any topic or agent) gives way to the one below.
 from faust.cli.base import State
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError

@@ -6,9 +6,6 @@ from datetime import datetime
 from pathlib import Path
 
 import click
-
-# The whole group: Faust's own commands must be there before ours, since its `send`
-# (to any topic or agent) gives way to the one below.
 from faust.cli.faust import cli
 
 from heartbeat_app.cli import report

@@ -1,6 +1,6 @@
 """The commands that Faust brings: each works, or ends in a sentence.
 
-`send` is ours (see commands.py); Faust's `models`, `model` and `completion` know no
+`send` is ours (see send.py); Faust's `models`, `model` and `completion` know no
 model of ours, and need a package that is not installed.
 """
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import click
-
-# The whole group: Faust's own commands must be there before ours, since its `send`
-# (to any topic or agent) gives way to the one below.
 from faust.cli.faust import cli
 
 from heartbeat_app.cli import report
